@@ -33,7 +33,7 @@ def router() -> Iterator[CallRouter]:
 
 def add(router: CallRouter, user: str, prompt: Any = "p") -> LiveCall:
     number = sum(map(len, router.waiting.values())) + router.in_flight + 1000 * len(router.waiting)
-    call = LiveCall(number, user, {"prompt": prompt}, 1, asyncio.get_event_loop().create_future())
+    call = LiveCall(number, user, {"prompt": prompt}, asyncio.get_event_loop().create_future())
     call.number = id(call)
     router.add(call)
     return call

@@ -12,14 +12,13 @@ from typing import Any, Protocol
 from glide.live.identity import LiveIdentity
 from glide.live.router import LaneLoad, LiveCall
 from glide.protocol import frames
-from glide.protocol.live import HELLO_SECONDS, PING_SECONDS, SILENT_SECONDS, Hello
+from glide.protocol.live import HELLO_SECONDS, PING_SECONDS, SILENT_SECONDS, Hello, is_number
 from glide.protocol.names import GLIDE_ID, printable
 from glide.protocol.result import problem
 
 MOST_UNKNOWN = 64  # maximum number of connections that have not sent a valid hello; above it, the oldest is closed
-LARGEST_MESSAGE = (
-    160_000_000  # maximum size of a message of a node in bytes; a result may have 64 MB before it is encoded
-)
+# Maximum size of a message of a node in bytes. A result alone may have 64 MB.
+LARGEST_MESSAGE = 160_000_000
 LARGEST_CAPACITY = 1 << 16  # largest accepted number of calls that an engine should have at a time
 _log = logging.getLogger("glide")
 
@@ -174,7 +173,7 @@ async def _ping(link: LaneLink) -> None:
 
 
 def _capacity(value: Any) -> int:
-    if not isinstance(value, int) or not 0 <= value < 1 << 40:
+    if not is_number(value):
         raise ValueError("the capacity is not a number")
     return min(value, LARGEST_CAPACITY)
 

@@ -47,7 +47,7 @@ class ServedModel:
     """
 
     offered: LiveModel
-    router: CallRouter = field(default_factory=CallRouter)
+    router: CallRouter[LaneLink] = field(default_factory=CallRouter)
     pending: dict[str, float] = field(default_factory=dict)
     waiting: dict[str, WaitingJob] = field(default_factory=dict)
     ids: dict[str, str] = field(default_factory=dict)
@@ -57,10 +57,6 @@ class ServedModel:
     capacity: int = 0
     problem: str = ""
     not_ready_since: float = field(default_factory=time.time)
-
-    @property
-    def links(self) -> list[LaneLink]:
-        return [lane for lane in self.router.lanes if isinstance(lane, LaneLink)]
 
     @property
     def is_ready(self) -> bool:
@@ -101,7 +97,7 @@ class ServedModel:
         self.note_demand()
         connected = tuple(
             ConnectedJob(link.job, link.glidein, link.capacity, len(link.calls), link.retires, link.is_ending)
-            for link in self.links
+            for link in self.router.lanes
         )
         names = self.pending.keys() | self.waiting.keys()
         waiting = tuple(self.waiting.get(name, WaitingJob(name)) for name in sorted(names))

@@ -14,7 +14,7 @@ import json
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 # A call goes to the lane with the longest common beginning if the load of this lane is at most by this number higher
 # than the load of the least loaded lane. The load is the number of calls divided by the capacity.
@@ -34,7 +34,6 @@ class LiveCall:
         number: the call's number, unique in this process.
         user: name of the user who waits for the result.
         fields: the fields of a record (glide.protocol.request).
-        size: approximate number of bytes of the fields.
         result: future of the result, which has the fields of a line of results.jsonl.
         lane: the lane that computes the call; None while the call waits.
         losses: number of lanes that were lost while they computed the call.
@@ -49,7 +48,6 @@ class LiveCall:
     number: int
     user: str
     fields: dict[str, Any]
-    size: int
     result: asyncio.Future[dict[str, Any]]
     lane: LaneLoad | None = None
     losses: int = 0
@@ -116,7 +114,10 @@ class LaneLoad:
         return not self.is_ending and len(self.calls) < self.capacity
 
 
-class CallRouter:
+Lane = TypeVar("Lane", bound=LaneLoad)
+
+
+class CallRouter(Generic[Lane]):
     """The calls of one model, and the lanes that compute them.
 
     Attributes:
@@ -127,11 +128,11 @@ class CallRouter:
     """
 
     def __init__(self) -> None:
-        self.lanes: list[LaneLoad] = []
+        self.lanes: list[Lane] = []
         self.waiting: OrderedDict[str, deque[LiveCall]] = OrderedDict()
         self.active: Counter[str] = Counter()
         self.lost = 0
-        self._prefixes: OrderedDict[int, LaneLoad] = OrderedDict()
+        self._prefixes: OrderedDict[int, Lane] = OrderedDict()
 
     @property
     def queued(self) -> int:
@@ -147,7 +148,7 @@ class CallRouter:
         """Put a call at the end of its user's queue."""
         self.waiting.setdefault(call.user, deque()).append(call)
 
-    def assignments(self) -> Iterator[tuple[LaneLoad, LiveCall]]:
+    def assignments(self) -> Iterator[tuple[Lane, LiveCall]]:
         """Give waiting calls to lanes, as long as a lane is free. Yield each lane with its new call."""
         while self.waiting and (free := [lane for lane in self.lanes if lane.is_free]):
             user = min(self.waiting, key=lambda each: self.active[each])
@@ -162,7 +163,7 @@ class CallRouter:
             self.active[user] += 1
             yield lane, call
 
-    def _lane_for(self, call: LiveCall, free: list[LaneLoad]) -> LaneLoad:
+    def _lane_for(self, call: LiveCall, free: list[Lane]) -> Lane:
         least = chosen = min(free, key=lambda lane: lane.load)
         prefixes = call.prefixes
         if len(self.lanes) > 1:
@@ -177,8 +178,9 @@ class CallRouter:
             self._prefixes.popitem(last=False)
         return chosen
 
-    def finish(self, call: LiveCall) -> None:
-        """Remove a call that has its result, or whose user has gone."""
+    def finish(self, call: LiveCall) -> Lane | None:
+        """Remove a call that has its result, or whose user has gone. Return its lane; None if it waits."""
+        lane = next((each for each in self.lanes if each is call.lane), None)
         if call.lane is not None:
             call.lane.calls.pop(call.number, None)
             call.lane = None
@@ -188,8 +190,9 @@ class CallRouter:
             self.waiting[call.user].remove(call)
             if not self.waiting[call.user]:
                 del self.waiting[call.user]
+        return lane
 
-    def lose(self, lane: LaneLoad) -> list[LiveCall]:
+    def lose(self, lane: Lane) -> list[LiveCall]:
         """Remove a lane that was lost. Its calls wait again, before all other calls of their users.
 
         Returns:

@@ -10,13 +10,15 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any
 
-from glide.errors import CondorError, GlideError, describe_bug
+from glide.errors import CondorError, GlideError
+from glide.files.share import address_towards
+from glide.live.cycles import repeat
 from glide.live.identity import LiveIdentity
 from glide.live.jobs import PoolState, QueuedJob
 from glide.live.links import LaneLink, LinkListener
 from glide.live.model import LiveModel, ServedModel
 from glide.live.plan import EndJob, StartJobs, WaitingJob, plan
-from glide.live.router import LaneLoad, LiveCall
+from glide.live.router import LiveCall
 from glide.live.worker import CondorWorker
 from glide.protocol.live import Invitation
 
@@ -42,10 +44,11 @@ class LiveService:
 
     Args:
         worker: process that submits and finds the standing jobs.
-        host: address at which model servers reach this machine.
         patience: seconds that a call waits if no lane has its model.
 
     Attributes:
+        host: address at which model servers reach this machine.
+        fingerprint: sha256 of the certificate that they check.
         numbers: number of calls so far.
         observed: whether the queue has been read since the start.
         started: time of the start (monotonic seconds).
@@ -53,13 +56,13 @@ class LiveService:
     """
 
     def __init__(
-        self, models: Iterable[LiveModel], identity: LiveIdentity, worker: CondorWorker, host: str,
+        self, models: Iterable[LiveModel], identity: LiveIdentity, worker: CondorWorker,
         patience: float = PATIENCE_SECONDS,
     ):  # fmt: skip
         self.models = {model.name: ServedModel(model) for model in models}
         self.identity = identity
         self.worker = worker
-        self.host = host
+        self.host = self.fingerprint = ""
         self.patience = patience
         self.listener = LinkListener(identity, self)
         self.numbers = 0
@@ -67,20 +70,24 @@ class LiveService:
         self.started = time.monotonic()
         self.wake = asyncio.Event()
 
-    async def run(self) -> None:
-        """Keep the standing jobs until this task is cancelled."""
+    async def start(self) -> None:
+        """Listen for the connections of model servers, at the address at which they reach this machine.
+
+        Raises:
+            CondorError: HTCondor does not answer.
+            OSError: no port can be opened at this address.
+        """
+        self.host = address_towards(await self.worker.ask("collector_address"))
+        await self.listener.start(self.host)
         self.fingerprint = self.identity.fingerprint
-        while True:
-            try:
-                await self._cycle()
-            except CondorError as error:
-                _log.warning("standing jobs: %s", error)
-            except Exception as error:
-                _log.error("standing jobs: %s", describe_bug(error))
-            calm = all(model.is_ready and not model.pending for model in self.models.values())
-            self.wake.clear()
-            with suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self.wake.wait(), CALM_SECONDS if calm else POLL_SECONDS)
+
+    async def run(self) -> None:
+        """Keep the standing jobs until this task is cancelled. Call `start` before."""
+        await repeat("standing jobs", self._cycle, self.wake, self._pause)
+
+    def _pause(self) -> float:
+        calm = all(model.is_ready and not model.pending for model in self.models.values())
+        return CALM_SECONDS if calm else POLL_SECONDS
 
     async def stop(self, for_good: bool = False) -> None:
         """End the standing jobs.
@@ -90,7 +97,7 @@ class LiveService:
         """
         self.listener.stop()
         reason = "its server has ended"
-        for link in [link for model in self.models.values() for link in model.links if for_good]:
+        for link in [link for model in self.models.values() for link in model.router.lanes if for_good]:
             link.end(reason)
         idle = [
             model.ids[name] for model in self.models.values() for name, job in model.waiting.items()
@@ -102,7 +109,7 @@ class LiveService:
     # ---- calls -----------------------------------------------------------------------------------
 
     async def compute(
-        self, model: ServedModel, user: str, fields: dict[str, Any], size: int,
+        self, model: ServedModel, user: str, fields: dict[str, Any],
         on_text: Callable[[str], None] | None = None, ends_on_loss: bool = False,
     ) -> dict[str, Any]:  # fmt: skip
         """Compute a call, and return its result, which has the fields of a line of results.jsonl.
@@ -110,7 +117,6 @@ class LiveService:
         If the task of this coroutine is cancelled, the call is cancelled.
 
         Args:
-            size: approximate number of bytes of the fields.
             on_text: function that gets the pieces of the text, if the engine can stream; None: do not stream.
             ends_on_loss: whether the call ends with an error if its lane is lost after a piece of the text.
 
@@ -121,7 +127,7 @@ class LiveService:
         self.numbers += 1
         result = asyncio.get_running_loop().create_future()
         fields |= {"stream": True} if on_text else {}
-        call = LiveCall(self.numbers, user, fields, size, result, on_text=on_text, ends_on_loss=ends_on_loss)
+        call = LiveCall(self.numbers, user, fields, result, on_text=on_text, ends_on_loss=ends_on_loss)
         model.router.add(call)
         model.note_demand()
         self._assign(model)
@@ -141,21 +147,20 @@ class LiveService:
             self._finish(model, call)
 
     def _finish(self, model: ServedModel, call: LiveCall) -> None:
-        lane = call.lane
-        if isinstance(lane, LaneLink) and not call.is_answered:
+        lane = model.router.finish(call)
+        if lane is not None and not call.is_answered:
             lane.send({"cancel": call.number})
-        model.router.finish(call)
         self._assign(model)
-        self._end_if_empty(lane)
+        if lane is not None:
+            self._end_if_empty(lane)
 
     def _assign(self, model: ServedModel) -> None:
         for lane, call in model.router.assignments():
-            if isinstance(lane, LaneLink):
-                lane.send_call(call)
+            lane.send_call(call)
 
     @staticmethod
-    def _end_if_empty(lane: LaneLoad | None) -> None:
-        if isinstance(lane, LaneLink) and lane.is_ending and not lane.calls:
+    def _end_if_empty(lane: LaneLink) -> None:
+        if lane.is_ending and not lane.calls:
             lane.end("no longer needed")
 
     # ---- lanes -----------------------------------------------------------------------------------
@@ -169,10 +174,10 @@ class LiveService:
         model = self._model_of(link)
         if model is None:
             return "its template is not served"
-        names = {other.job for other in model.links} | model.pending.keys() | model.ids.keys()
+        names = {other.job for other in model.router.lanes} | model.pending.keys() | model.ids.keys()
         if self.observed and link.job not in names:
             return "its job is not in the queue"
-        for other in model.links:
+        for other in model.router.lanes:
             if other.job == link.job:  # the same model server connects again, and this side has not noticed the end
                 other.writer.transport.abort()
                 self.lost(other)
@@ -238,7 +243,7 @@ class LiveService:
             asked: time of the question (monotonic seconds). A job that was submitted later may be missing.
         """
         jobs = {job.name: job for job in state.jobs}
-        connected = {link.job for model in self.models.values() for link in model.links}
+        connected = {link.job for model in self.models.values() for link in model.router.lanes}
         for model in self.models.values():
             model.lanes = state.lanes.get(model.offered.template.digest, ())
             own = [job for job in state.jobs if job.template == model.offered.template.digest]
@@ -285,7 +290,7 @@ class LiveService:
 
     async def _end(self, model: ServedModel, action: EndJob) -> None:
         _log.info("%s: standing job %s ends: %s", model.offered.name, action.name, action.reason)
-        link = next((link for link in model.links if link.job == action.name), None)
+        link = next((link for link in model.router.lanes if link.job == action.name), None)
         if link is not None:
             link.is_ending = True
             self._end_if_empty(link)

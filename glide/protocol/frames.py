@@ -39,8 +39,6 @@ async def read(reader: asyncio.StreamReader, limit: int = LIMIT, seconds: float 
     if length > limit:
         raise ValueError(f"a frame that is too long: {length} bytes")
     try:
-        if length <= PART:
-            return json.loads(await asyncio.wait_for(reader.readexactly(length), seconds))
         body = bytearray()
         while len(body) < length:
             body += await asyncio.wait_for(reader.readexactly(min(PART, length - len(body))), seconds)

@@ -1,5 +1,6 @@
 """The connection between `glide serve` and a model server, over which live calls and their results go.
 
+Sessions use the same connections. Here and in the messages, `glide serve` stands for both.
 `glide serve` submits standing jobs. The input of a standing job has no records. Its only line is an invitation: where
 `glide serve` listens, the fingerprint of its certificate, and a secret. The model server of the job's lane connects to
 this address with TLS, and checks the fingerprint. Each secret is valid once. With each welcome, the model server gets
@@ -112,10 +113,11 @@ class Hello:
             raise ValueError("the first message is not a hello") from None
         texts = (hello.job, hello.secret, hello.glidein, hello.template)
         numbers = (hello.capacity, hello.retires)
-        if not all(isinstance(text, str) for text in texts) or not all(map(_is_number, numbers)):
+        if not all(isinstance(text, str) for text in texts) or not all(map(is_number, numbers)):
             raise ValueError("a field of the hello has a wrong type")
         return hello
 
 
-def _is_number(value: object) -> bool:
+def is_number(value: object) -> bool:
+    """Return whether a value is a whole number that a capacity or a Unix time may have."""
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 40

@@ -101,7 +101,7 @@ class LiveApi:
         """Compute a call. Raises ApiError if it has no result."""
         model, ends_on_loss = self.service.models[asked.model], asked.body.get(ON_LOSS) == "error"
         try:
-            return await self.service.compute(model, asked.user, fields, size, on_text, ends_on_loss)
+            return await self.service.compute(model, asked.user, fields, on_text, ends_on_loss)
         except ModelNotReady as error:
             raise ApiError(503, f"{error}; try again", "model_not_ready", retry_after=RETRY_AFTER) from None
         except LanesLost as error:

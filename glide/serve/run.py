@@ -17,7 +17,6 @@ from pathlib import Path
 import uvicorn
 
 from glide.errors import InputError
-from glide.files.share import address_towards
 from glide.live.identity import LiveIdentity
 from glide.live.service import LiveService
 from glide.live.status import remove_status, write_status
@@ -107,9 +106,8 @@ async def serve(
             for name, each in catalogue.models.items()
         }
     )  # fmt: skip
-    host = address_towards(await worker.ask("collector_address"))
-    service = LiveService(catalogue.models.values(), identity, worker, host)
-    await service.listener.start(host)
+    service = LiveService(catalogue.models.values(), identity, worker)
+    await service.start()
     metrics = ServeMetrics(service)
     files, batches = FileStore(settings.folder / "files"), BatchStore(settings.folder / "batches")
     runner = BatchRunner(batches, files, catalogue, worker, settings.site, account)

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from glide.errors import GlideError, describe_bug
-from glide.files.share import address_towards
 from glide.live.identity import LiveIdentity
 from glide.live.jobs import StandingJobs
 from glide.live.model import LiveModel, ServedModel
@@ -89,7 +88,7 @@ class LiveCalls:
         assert self.served is not None
         fields = {name: request[name] for name in ("prompt", "generate", "timeout")}
         try:
-            result = await self.service.compute(self.served, "session", fields, len(request["prompt"]))
+            result = await self.service.compute(self.served, "session", fields)
         except (ModelNotReady, LanesLost):
             self.on_failure(number)
         except asyncio.CancelledError:
@@ -113,9 +112,8 @@ class LiveCalls:
         identity = LiveIdentity.load(self.folder, self.run_name)
         worker = CondorWorker(partial(StandingJobs, identity.run, self.folder / "jobs"))
         try:
-            host = address_towards(await worker.ask("collector_address"))
-            self.service = LiveService([self.model], identity, worker, host, PATIENCE_SECONDS)
-            await self.service.listener.start(host)
+            self.service = LiveService([self.model], identity, worker, PATIENCE_SECONDS)
+            await self.service.start()
             keeping = asyncio.create_task(self.service.run())
             self.served = self.service.models[self.model.name]
             await self.ended.wait()
