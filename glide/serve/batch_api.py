@@ -50,7 +50,7 @@ class BatchApi:
             content = parts(request, max(0, left) + FORM_BYTES)
             form = await MultiPartParser(request.headers, content, max_files=1, max_fields=20).parse()
             try:
-                stored = await self._store(user, form)
+                stored = await self._store(user, form, left)
             finally:
                 await form.close()
         except MultiPartException as error:
@@ -59,7 +59,7 @@ class BatchApi:
             self.uploading.discard(user)
         return json_response(stored.document)
 
-    async def _store(self, user: str, form: FormData) -> StoredFile:
+    async def _store(self, user: str, form: FormData, left: int) -> StoredFile:
         file = form.get("file")
         if not isinstance(file, UploadFile):
             raise invalid("the field `file` is missing", "file")
@@ -70,7 +70,7 @@ class BatchApi:
             while part := await file.read(1 << 20):
                 yield part
 
-        return await self.files.store(user, (file.filename or "input.jsonl")[:200], "batch", content())
+        return await self.files.store(user, (file.filename or "input.jsonl")[:200], content(), left)
 
     async def list_files(self, request: Request) -> Response:
         """GET /v1/files."""
@@ -105,9 +105,7 @@ class BatchApi:
         if metadata is not None and not _is_metadata(metadata):
             raise invalid("metadata must be an object with at most 16 texts of at most 512 characters", "metadata")
         file = self.files.find(request.state.user, body.get("input_file_id"))
-        self.runner.check_count(request.state.user)
-        batch = self.batches.create(request.state.user, endpoint, file.id, window, metadata)
-        self.runner.add(batch)
+        batch = self.runner.create(request.state.user, endpoint, file.id, window, metadata)
         return json_response(batch.document)
 
     async def list_batches(self, request: Request) -> Response:

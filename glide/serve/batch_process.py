@@ -92,11 +92,11 @@ def check(folder: Path, asked: CheckRequest) -> CheckOutcome:
         return CheckOutcome(total, name, [_problem_of(each, folder) for each in error.problems])
     try:
         driver_job.submit(sweep, Path(asked.site) if asked.site else None)
-    except InputError as error:  # the driver is already in the queue: this process was killed after the submission
-        if "already runs this sweep" not in str(error):
-            return CheckOutcome(total, name, [(str(error), None)])
+    except driver_job.DriverQueued:
+        pass  # an earlier check was killed after the submission
     except GlideError as error:
-        return CheckOutcome(total, name, [(str(error), None)], is_temporary=True)
+        is_temporary = not isinstance(error, InputError)
+        return CheckOutcome(total, name, [(str(error), None)], is_temporary)
     return CheckOutcome(total, name)
 
 

@@ -17,7 +17,7 @@ from glide.serve.errors import not_found
 from glide.system import publish
 
 BATCH_ID = re.compile(r"batch_[0-9a-f]{24}")
-ACTIVE = ("validating", "in_progress", "finalizing", "cancelling")  # statuses that change by themselves
+ACTIVE = ("validating", "in_progress", "cancelling")  # statuses that change by themselves
 WINDOW_SECONDS = 86400  # the completion window, which the API requires; glide does not end a batch after it
 
 

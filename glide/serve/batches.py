@@ -18,6 +18,7 @@ from pathlib import Path
 
 from glide.config import SUMMARY
 from glide.errors import CondorError, describe_bug
+from glide.live.cycles import repeat
 from glide.live.worker import CondorWorker
 from glide.protocol.json_lines import read_lines
 from glide.serve.batch_process import INPUT, SWEEP, CheckOutcome, CheckRequest
@@ -63,7 +64,7 @@ class BatchRunner:
     worker: CondorWorker
     site: Path | None
     account: str
-    active: dict[str, Batch] | None = None
+    active: dict[str, Batch] = field(default_factory=dict)
     checks: dict[str, asyncio.Task[bool]] = field(default_factory=dict)
     failures: Counter[str] = field(default_factory=Counter)
     absent: dict[str, float] = field(default_factory=dict)
@@ -72,23 +73,14 @@ class BatchRunner:
     wake: asyncio.Event = field(default_factory=asyncio.Event)
     removing: set[asyncio.Task[bool]] = field(default_factory=set)
 
+    def __post_init__(self) -> None:
+        self.active = {batch.id: batch for batch in self.store.all() if batch.status in ACTIVE}
+
     async def run(self) -> None:
         """Advance the batches, again and again."""
-        while True:
-            try:
-                await self._cycle()
-            except CondorError as error:
-                _log.warning("batches: %s", error)
-            except Exception as error:
-                _log.error("batches: %s", describe_bug(error))
-            self.wake.clear()
-            with suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self.wake.wait(), POLL_SECONDS if self.active else None)
+        await repeat("batches", self._cycle, self.wake, lambda: POLL_SECONDS if self.active else None)
 
     async def _cycle(self) -> None:
-        if self.active is None:
-            found = await asyncio.to_thread(self.store.all)
-            self.active = {batch.id: batch for batch in found if batch.status in ACTIVE}
         await self._find_drivers(list(self.active.values()))
         for name in list(self.active):
             batch = self.active[name]  # it may have been cancelled meanwhile
@@ -97,20 +89,19 @@ class BatchRunner:
             except Exception as error:
                 _log.error("batch %s: %s", batch.id, describe_bug(error))
 
-    def add(self, batch: Batch) -> None:
-        """Run a new batch.
+    def create(self, user: str, endpoint: str, file: str, window: str, metadata: dict[str, str] | None) -> Batch:
+        """Create a batch, and begin to run it.
 
-        Use `check_count` before.
+        Raises:
+            ApiError: the user has too many batches that have not ended.
         """
-        self.active = self.active or {}
-        self.active[batch.id] = batch
-        self.wake.set()
-
-    def check_count(self, user: str) -> None:
-        """Raise ApiError if a user has too many batches that have not ended."""
-        if sum(batch.user == user for batch in (self.active or {}).values()) >= MOST_BATCHES:
+        if sum(batch.user == user for batch in self.active.values()) >= MOST_BATCHES:
             why = f"you have {MOST_BATCHES} batches that have not ended; wait, or cancel one"
             raise ApiError(429, why, "rate_limit_exceeded", retry_after=RETRY_AFTER)
+        batch = self.store.create(user, endpoint, file, window, metadata)
+        self.active[batch.id] = batch
+        self.wake.set()
+        return batch
 
     def cancel(self, batch: Batch) -> Batch:
         """Begin to cancel a batch.
@@ -127,7 +118,7 @@ class BatchRunner:
 
     def refreshed(self, batch: Batch) -> Batch:
         """Return a batch with its present counts."""
-        if batch.status not in ("in_progress", "cancelling", "finalizing"):
+        if batch.status not in ("in_progress", "cancelling"):
             return batch
         counts: dict[str, int] = {}
         for line in tail(internal_path(self._out(batch), "history.jsonl"), TAIL_BYTES).splitlines():
@@ -150,7 +141,6 @@ class BatchRunner:
         return self._save(replace(batch, status=status, times=times, **changes))  # type: ignore[arg-type]
 
     def _save(self, batch: Batch) -> Batch:
-        assert self.active is not None
         self.active.pop(batch.id, None)
         if batch.status in ACTIVE:
             self.active[batch.id] = batch
@@ -236,7 +226,9 @@ class BatchRunner:
             if driver[1]:
                 _log.warning("batch %s: its driver is held: %s", batch.id, driver[1])
                 self._fail(batch, "its driver failed; ask the server's admin")
-                self.removing.add(asyncio.create_task(self._remove_driver(driver[0])))
+                task = asyncio.create_task(self._remove_driver(driver[0]))
+                self.removing.add(task)  # the event loop alone would not keep it
+                task.add_done_callback(self.removing.discard)
             return
         since = self.absent.setdefault(batch.id, time.monotonic())
         if self.asked > since and time.monotonic() - since > LOST_SECONDS:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import re
 import secrets
@@ -81,13 +80,15 @@ class FileStore:
         """Return the number of bytes that a user's next file may have."""
         return min(LARGEST_FILE, MOST_BYTES - sum(each.bytes for each in self.of_user(user)))
 
-    async def store(self, user: str, filename: str, purpose: str, content: AsyncIterator[bytes]) -> StoredFile:
+    async def store(self, user: str, filename: str, content: AsyncIterator[bytes], left: int) -> StoredFile:
         """Store an uploaded file.
+
+        Args:
+            left: number of bytes that it may have, as the method `left` returns it.
 
         Raises:
             ApiError: the user's files are too large.
         """
-        left = await asyncio.to_thread(self.left, user)
         name, size = new_file_id(), 0
         path = self.folder / f"{name}.data"
         try:
@@ -97,7 +98,7 @@ class FileStore:
                     if size > left:
                         raise ApiError(413, f"the file is too large: {left} bytes are left for it", "file_too_large")
                     file.write(part)
-            return self._describe(StoredFile(name, user, filename, purpose, size, int(time.time())))
+            return self._describe(StoredFile(name, user, filename, "batch", size, int(time.time())))
         except BaseException:
             path.unlink(missing_ok=True)
             raise

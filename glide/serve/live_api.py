@@ -80,12 +80,17 @@ class LiveApi:
             _check_options(model.template.engine, requests[0], model.folder)
             fields = [_fields(each, adapter) for each in requests]
             size += (len(fields) - 1) * len(str(requests[0].generate))  # each call gets the options
-            if body.get("stream") and url != EMBEDDINGS:
-                return await self._stream(request, asked, requests, fields, size, done)
-            with self.limits.count(user, size, len(fields)):
-                calls = [self._compute(asked, each, size // len(fields)) for each in fields]
-                results = await _unless_disconnected(request, calls)
-            content = merged(requests, results, body["model"])
+            pieces: asyncio.Queue[str] = asyncio.Queue()
+            streams = bool(body.get("stream")) and url != EMBEDDINGS
+            on_text = pieces.put_nowait if streams and len(fields) == 1 else None
+            computing = asyncio.create_task(self._content(asked, requests, fields, size, on_text))
+            if streams:
+                first = asyncio.create_task(pieces.get())
+                await _first_of(request, computing, first)
+                events = streamed(computing, first, pieces, url == CHAT, body, done)
+                return StreamingResponse(events, media_type="text/event-stream")
+            await _first_of(request, computing)
+            content = computing.result()
         except ApiError as error:
             done(error.status, 0)
             raise
@@ -96,7 +101,7 @@ class LiveApi:
         return json_response(content)
 
     async def _compute(
-        self, asked: _Asked, fields: dict[str, Any], size: int, on_text: Callable[[str], None] | None = None
+        self, asked: _Asked, fields: dict[str, Any], on_text: Callable[[str], None] | None
     ) -> dict[str, Any]:  # fmt: skip
         """Compute a call. Raises ApiError if it has no result."""
         model, ends_on_loss = self.service.models[asked.model], asked.body.get(ON_LOSS) == "error"
@@ -107,38 +112,24 @@ class LiveApi:
         except LanesLost as error:
             raise ApiError(500, str(error), "lanes_lost", is_final=True) from None
 
-    async def _stream(
-        self, request: Request, asked: _Asked, requests: list[BatchRequest], fields: list[dict[str, Any]], size: int,
-        done: Callable[[int, int], None],
-    ) -> Response:  # fmt: skip
-        """Return an answer whose text is sent in pieces. Errors before the first piece are answered as usual."""
-        pieces: asyncio.Queue[str] = asyncio.Queue()
-        on_text = pieces.put_nowait if len(fields) == 1 else None
+    async def _content(
+        self, asked: _Asked, requests: list[BatchRequest], fields: list[dict[str, Any]], size: int,
+        on_text: Callable[[str], None] | None,
+    ) -> dict[str, Any]:  # fmt: skip
+        """Return the content of the answer. If a call fails, or this task is cancelled, cancel the other calls.
 
-        async def compute() -> dict[str, Any]:
-            with self.limits.count(asked.user, size, len(fields)):
-                results = await asyncio.gather(*(self._compute(asked, each, size, on_text) for each in fields))
-            return merged(requests, results, asked.body["model"])
-
-        computing = asyncio.create_task(compute())
-        first = asyncio.create_task(pieces.get())
-        gone = asyncio.create_task(_disconnected(request))
-        try:
-            waiting: set[asyncio.Future[Any]] = {computing, first, gone}
-            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-            if gone.done():
-                raise ApiError(499, "the client has closed the connection", "disconnected")
-            if computing.done():
-                computing.result()  # raises its error, if it has one
-        except BaseException:
-            computing.cancel()
-            first.cancel()
-            raise
-        finally:
-            gone.cancel()
-        return StreamingResponse(
-            streamed(computing, first, pieces, asked.url == CHAT, asked.body, done), media_type="text/event-stream"
-        )
+        Raises:
+            ApiError: a call has failed, or the user has too many calls.
+        """
+        with self.limits.count(asked.user, size, len(fields)):
+            calls = [asyncio.create_task(self._compute(asked, each, on_text)) for each in fields]
+            try:
+                results = await asyncio.gather(*calls)
+            finally:
+                for call in calls:
+                    call.cancel()
+                await asyncio.gather(*calls, return_exceptions=True)
+        return merged(requests, results, asked.body["model"])
 
 
 def parse(url: str, body: Mapping[str, Any]) -> list[BatchRequest]:
@@ -184,25 +175,27 @@ def _base64(vector: list[float]) -> str:
     return base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()
 
 
-async def _unless_disconnected(request: Request, calls: list[Any]) -> list[dict[str, Any]]:
-    """Wait for the results of calls. If the client closes the connection, cancel the calls.
+async def _first_of(request: Request, computing: asyncio.Task[Any], *others: asyncio.Task[Any]) -> None:
+    """Wait until one of the tasks is done. If the computation has failed, raise its error.
+
+    If the client closes the connection before, or the computation has failed, cancel all tasks.
 
     Raises:
-        ApiError: a call has failed, or the client has gone.
+        ApiError: the computation has failed, or the client has gone.
     """
-    tasks = [asyncio.create_task(call) for call in calls]
-    computing: asyncio.Future[list[dict[str, Any]]] = asyncio.gather(*tasks)
-    gone: asyncio.Future[None] = asyncio.create_task(_disconnected(request))
+    gone: asyncio.Task[Any] = asyncio.create_task(_disconnected(request))
     try:
-        waiting: set[asyncio.Future[Any]] = {computing, gone}
-        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-        if not computing.done():
+        await asyncio.wait({computing, *others, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if computing.done():
+            computing.result()
+        elif not any(task.done() for task in others):
             raise ApiError(499, "the client has closed the connection", "disconnected")
-        return computing.result()
-    finally:
-        for task in (*tasks, gone):
+    except BaseException:
+        for task in (computing, *others):
             task.cancel()
-        await asyncio.gather(*tasks, computing, gone, return_exceptions=True)
+        raise
+    finally:
+        gone.cancel()
 
 
 async def _disconnected(request: Request) -> None:

@@ -23,6 +23,10 @@ VARIABLES = (
 )  # fmt: skip
 
 
+class DriverQueued(InputError):
+    """The driver of the sweep is already in the queue."""
+
+
 def submit(sweep: Sweep, site: Path | None) -> str:
     """Submit the driver of a sweep, and return the number of its job.
 
@@ -32,7 +36,8 @@ def submit(sweep: Sweep, site: Path | None) -> str:
             - On the embedded pool, the driver runs a factory for site_configs/local.yaml.
 
     Raises:
-        InputError: no pool runs, the sweep already has a driver, or `out` cannot be written.
+        DriverQueued: the driver is already in the queue.
+        InputError: no pool runs, another process runs the sweep, or `out` cannot be written.
         CondorError: HTCondor does not answer, or refuses the job.
     """
     embedded = not configured()
@@ -44,7 +49,7 @@ def submit(sweep: Sweep, site: Path | None) -> str:
     access_point = AccessPoint()
     source = str(sweep.source.absolute())
     if queued := queued_driver(access_point, source):
-        raise InputError(f"{sweep.source}: job {queued} already runs this sweep; stop it with: condor_rm {queued}")
+        raise DriverQueued(f"{sweep.source}: job {queued} already runs this sweep; stop it with: condor_rm {queued}")
     out = sweep.out_of_all
     if process := holder(out):
         raise InputError(f"{out} is in use by {process}; wait until this process ends, or name another `out`")
