@@ -7,6 +7,7 @@ a connection (glide.server.live).
 from __future__ import annotations
 
 import asyncio
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
@@ -54,7 +55,7 @@ class QueuedRecord:
 
 
 @dataclass(eq=False)
-class RecordQueue:
+class RecordQueue(ABC):
     """The records of a job, in the order in which they go to the engine.
 
     Attributes:
@@ -88,6 +89,7 @@ class RecordQueue:
         """The number of earlier starts of this job that have sent records to an engine, or may have done so."""
         return 0
 
+    @abstractmethod
     def add_result(self, item: QueuedRecord, line: bytes) -> None:
         """Deliver the result of a record.
 
@@ -97,8 +99,8 @@ class RecordQueue:
         Raises:
             OSError: the result cannot be written.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def add_text(self, item: QueuedRecord, piece: str | None) -> None:
         """Deliver the next piece of a record's text. None: the text begins again."""
 
@@ -121,6 +123,7 @@ class RecordQueue:
         self.has_space.set()
         return item
 
+    @abstractmethod
     def note_sent(self, item: QueuedRecord) -> None:
         """Note that a record is being sent to the engine."""
 
@@ -263,6 +266,9 @@ class ServedJob(RecordQueue):
         if self.unanswered == 0:
             self.answered.set()
         self.results.add_kept(self.kept, number)
+
+    def add_text(self, item: QueuedRecord, piece: str | None) -> None:
+        """Ignore the piece: the result has the whole text."""
 
     def note_sent(self, item: QueuedRecord) -> None:
         """Note that a record is being sent to the engine. From now on, it must stay in this job."""
