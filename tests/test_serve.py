@@ -344,3 +344,13 @@ def test_error_of_a_stream_is_raised_by_the_client(serving):
         running.client().chat.completions.create(model="echo", messages=[7], stream=True)  # type: ignore[list-item]
     with pytest.raises(openai.APIError, match="the prompt contains 'poison'"):
         list(stream_of(running, "poison"))
+
+
+@pytest.mark.parametrize("streams", [False, True])
+def test_failed_prompt_ends_the_others(serving, streams):
+    running = serving(offered(hang_on="hang", raise_on="poison", record_seconds=0.1), servers=2)
+    at_once(lambda number: ask(running.client(), f"call {number}"), 32)
+    eventually(lambda: 'glide_serve_lanes{model="echo"} 2.0' in metrics(running), "both lanes are connected")
+    with pytest.raises(openai.APIError, match="the prompt contains 'poison'"):
+        list(running.client().completions.create(model="echo", prompt=["poison", "hang"], stream=streams))
+    eventually(lambda: 'glide_serve_in_flight{model="echo"} 0.0' in metrics(running), "no call is in flight")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,12 @@ from glide.errors import InputError
 from glide.live.identity import LiveIdentity
 from glide.live.plan import ConnectedJob, EndJob, ModelDemand, StartJobs, WaitingJob, plan
 from glide.live.router import MOST_LOSSES, CallRouter, LaneLoad, LiveCall
+from glide.serve.batch_store import BatchStore
+from glide.serve.batches import MOST_BATCHES, BatchRunner
 from glide.serve.errors import ApiError
+from glide.serve.file_store import FileStore
 from glide.serve.limits import UserLimits
-from glide.serve.live_api import merged, parse
+from glide.serve.live_api import body_of, merged, parse
 from glide.serve.users import TokenFile, add_token
 
 # ---- calls and lanes -----------------------------------------------------------------------------
@@ -250,6 +254,23 @@ def test_completion_of_several_prompts_is_merged():
     requests = parse("/v1/completions", {"model": "m", "prompt": ["a", "b"], "n": 2})
     two = [{"index": 0, "text": "x", "finish_reason": "stop"}, {"index": 1, "text": "y", "finish_reason": "stop"}]
     result = {"text": "x", "error": None, "choices": two, "usage": {"prompt_tokens": 1, "completion_tokens": 2}}
-    content = merged(requests, [result, result], "m")
+    content = merged([body_of(each, result, "m") for each in requests])
     assert [choice["index"] for choice in content["choices"]] == [0, 1, 2, 3]
     assert content["usage"] == {"prompt_tokens": 2, "total_tokens": 6, "completion_tokens": 4}
+
+
+# ---- batches -------------------------------------------------------------------------------------
+
+
+def test_new_server_advances_and_counts_the_batches_of_the_one_before(tmp_path):
+    store = BatchStore(tmp_path / "batches")
+    nothing: Any = None  # no catalogue and no pool are needed to begin a batch
+    asked = "ada", "/v1/completions", "file", "24h", None
+    earlier = [store.create(*asked) for _ in range(MOST_BATCHES - 1)]
+    ended = store.create(*asked)
+    store.save(replace(ended, status="completed"))
+    runner = BatchRunner(store, FileStore(tmp_path / "files"), nothing, nothing, None, "ada")
+    new = runner.create(*asked)
+    assert set(runner.active) == {batch.id for batch in [*earlier, new]}
+    with pytest.raises(ApiError, match="have not ended"):
+        runner.create(*asked)

@@ -101,16 +101,17 @@ class LiveApi:
         return json_response(content)
 
     async def _compute(
-        self, asked: _Asked, fields: dict[str, Any], on_text: Callable[[str], None] | None
+        self, asked: _Asked, request: BatchRequest, fields: dict[str, Any], on_text: Callable[[str], None] | None
     ) -> dict[str, Any]:  # fmt: skip
-        """Compute a call. Raises ApiError if it has no result."""
+        """Compute a call, and return the content of its answer. Raises ApiError if it has none, or fails."""
         model, ends_on_loss = self.service.models[asked.model], asked.body.get(ON_LOSS) == "error"
         try:
-            return await self.service.compute(model, asked.user, fields, on_text, ends_on_loss)
+            result = await self.service.compute(model, asked.user, fields, on_text, ends_on_loss)
         except ModelNotReady as error:
             raise ApiError(503, f"{error}; try again", "model_not_ready", retry_after=RETRY_AFTER) from None
         except LanesLost as error:
             raise ApiError(500, str(error), "lanes_lost", is_final=True) from None
+        return body_of(request, result, asked.body["model"])
 
     async def _content(
         self, asked: _Asked, requests: list[BatchRequest], fields: list[dict[str, Any]], size: int,
@@ -122,14 +123,16 @@ class LiveApi:
             ApiError: a call has failed, or the user has too many calls.
         """
         with self.limits.count(asked.user, size, len(fields)):
-            calls = [asyncio.create_task(self._compute(asked, each, on_text)) for each in fields]
+            calls = [
+                asyncio.create_task(self._compute(asked, one, own, on_text))
+                for one, own in zip(requests, fields, strict=True)
+            ]
             try:
-                results = await asyncio.gather(*calls)
+                return merged(await asyncio.gather(*calls))
             finally:
                 for call in calls:
                     call.cancel()
                 await asyncio.gather(*calls, return_exceptions=True)
-        return merged(requests, results, asked.body["model"])
 
 
 def parse(url: str, body: Mapping[str, Any]) -> list[BatchRequest]:
@@ -203,21 +206,22 @@ async def _disconnected(request: Request) -> None:
         pass
 
 
-def merged(requests: list[BatchRequest], results: list[dict[str, Any]], model: str) -> dict[str, Any]:
-    """Return the content of the answer to a call: the choices of all its requests, and the sum of their tokens.
+def body_of(request: BatchRequest, result: dict[str, Any], model: str) -> dict[str, Any]:
+    """Return the content of the answer to one request.
 
     Raises:
-        ApiError: a result is an error.
+        ApiError: the result is an error.
     """
-    created, bodies = int(time.time()), []
-    for request, result in zip(requests, results, strict=True):
-        response = answer(uuid.uuid4().hex, request, result, model, created)["response"]
-        if response["status_code"] != 200:
-            error = response["body"]["error"]
-            raise ApiError(response["status_code"], error["message"], error["code"], is_final=True)
-        bodies.append(response["body"])
+    response = answer(uuid.uuid4().hex, request, result, model, int(time.time()))["response"]
+    if response["status_code"] != 200:
+        error = response["body"]["error"]
+        raise ApiError(response["status_code"], error["message"], error["code"], is_final=True)
+    return response["body"] | {"model": model}
+
+
+def merged(bodies: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the content of the answer to a call: the choices of all its requests, and the sum of their tokens."""
     content = bodies[0]
-    content["model"] = model
     if len(bodies) > 1:
         choices = [choice for each in bodies for choice in each["choices"]]
         content["choices"] = [{**choice, "index": index} for index, choice in enumerate(choices)]
