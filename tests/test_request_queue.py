@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from glide.protocol import frames
+from glide.server import result_channel
 from glide.server.engine_process import encoded
 from glide.server.engines import Completion, EngineRecord, openai_api
 from glide.server.engines.http_client import NoResponse, Response
@@ -276,6 +277,16 @@ def test_outcomes_are_sent_before_later_starts(channel):
     first, second = frames.receive(server), frames.receive(server)
     assert [key for key, _, _ in first["done"]] == [1] and second == {"started": [2]}
     assert first["busy"] > 0
+
+
+def test_last_outcome_of_an_engine_is_sent_at_once(channel, monkeypatch):
+    monkeypatch.setattr(result_channel, "FLUSH_SECONDS", 3600)
+    reports, server = channel
+    server.settimeout(30)
+    reports.received([1, 2])
+    reports.done(1, Completion("a", 1))
+    reports.done(2, Completion("b", 1))
+    assert [key for key, _, _ in frames.receive(server)["done"]] == [1, 2]
 
 
 def test_large_results_are_sent_in_several_messages(channel):

@@ -12,8 +12,10 @@ from typing import Any
 from glide.protocol import frames
 from glide.server.engines.base import Completion
 
-FLUSH_SECONDS = 0.05  # seconds for which results are collected, before they are sent to the model server together
-FLUSH_SIZE = 8_000_000  # if the collected results have more characters than this number, they are sent immediately
+# Seconds for which results are collected, before they are sent to the model server together. They are sent at once if
+# the engine has no other record, or if one of them is the result of a live call.
+FLUSH_SECONDS = 0.05
+FLUSH_SIZE = 8_000_000  # results with more characters than this number are sent in several messages
 
 
 class ResultChannel:
@@ -79,9 +81,9 @@ class ResultChannel:
     def done(self, key: int, completion: Completion) -> None:
         with self._changed:
             self._done.append((key, completion))
-            self._is_urgent |= key in self._live
-            self._live.discard(key)
             self._unfinished -= 1
+            self._is_urgent |= key in self._live or not self._unfinished
+            self._live.discard(key)
             if not self._unfinished:
                 self._busy += time.monotonic() - self._busy_since
             self._changed.notify()
