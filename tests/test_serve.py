@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import re
 import signal
 import socket
 import threading
@@ -70,6 +71,14 @@ def test_embeddings_of_several_texts(serving, form):
 def test_default_client_decodes_embeddings(serving):
     answer = serving().client().embeddings.create(model="echo", input="abc")
     assert answer.data[0].embedding == [3.0]
+
+
+def test_header_of_an_answer_names_its_times(serving):
+    server = serving(offered(record_seconds=0.2))
+    response = server.client().completions.with_raw_response.create(model="echo", prompt="slow")
+    times = dict(re.findall(r"(\w+);dur=([\d.]+)", response.headers["server-timing"]))
+    total, engine = float(times["total"]), float(times["engine"])
+    assert 1000 * response.elapsed.total_seconds() >= total >= engine >= 200
 
 
 def test_half_a_character_is_answered(serving):

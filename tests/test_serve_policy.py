@@ -14,12 +14,13 @@ from glide.errors import InputError
 from glide.live.identity import LiveIdentity
 from glide.live.plan import ConnectedJob, EndJob, ModelDemand, StartJobs, WaitingJob, plan
 from glide.live.router import MOST_LOSSES, CallRouter, LaneLoad, LiveCall
+from glide.serve.answers import answer_of, merged
 from glide.serve.batch_store import BatchStore
 from glide.serve.batches import MOST_BATCHES, BatchRunner
 from glide.serve.errors import ApiError
 from glide.serve.file_store import FileStore
 from glide.serve.limits import UserLimits
-from glide.serve.live_api import body_of, merged, parse
+from glide.serve.live_api import parse
 from glide.serve.users import TokenFile, add_token
 
 # ---- calls and lanes -----------------------------------------------------------------------------
@@ -254,9 +255,15 @@ def test_completion_of_several_prompts_is_merged():
     requests = parse("/v1/completions", {"model": "m", "prompt": ["a", "b"], "n": 2})
     two = [{"index": 0, "text": "x", "finish_reason": "stop"}, {"index": 1, "text": "y", "finish_reason": "stop"}]
     result = {"text": "x", "error": None, "choices": two, "usage": {"prompt_tokens": 1, "completion_tokens": 2}}
-    content = merged([body_of(each, result, "m") for each in requests])
-    assert [choice["index"] for choice in content["choices"]] == [0, 1, 2, 3]
-    assert content["usage"] == {"prompt_tokens": 2, "total_tokens": 6, "completion_tokens": 4}
+    answers = [
+        answer_of(each, {**result, "seconds": seconds}, "m")
+        for each, seconds in zip(requests, (0.5, 0.25), strict=True)
+    ]
+    answer = merged(answers)
+    assert [choice["index"] for choice in answer.content["choices"]] == [0, 1, 2, 3]
+    assert answer.content["usage"] == {"prompt_tokens": 2, "total_tokens": 6, "completion_tokens": 4}
+    assert (answer.tokens, answer.engine_seconds) == (4, 0.5)
+    assert answer.timing(0.75) == {"Server-Timing": "total;dur=750.000, engine;dur=500.000"}
 
 
 # ---- batches -------------------------------------------------------------------------------------

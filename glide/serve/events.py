@@ -10,13 +10,14 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
 from glide.errors import describe_bug
+from glide.serve.answers import Answer
 from glide.serve.errors import ApiError, to_json
 
 _log = logging.getLogger("glide")
 
 
 async def streamed(
-    computing: asyncio.Task[dict[str, Any]],
+    computing: asyncio.Task[Answer],
     first: asyncio.Task[str],
     pieces: asyncio.Queue[str],
     is_chat: bool,
@@ -26,7 +27,7 @@ async def streamed(
     """Yield the events of an answer.
 
     Args:
-        computing: task whose result is the content of the answer, as it is sent without streaming.
+        computing: task whose result is the answer, as it is sent without streaming.
         first: task whose result is the first piece of the text.
         pieces: the pieces after the first one.
         body: the body of the request.
@@ -64,7 +65,7 @@ async def streamed(
             yield event(0, next_piece.result())
             next_piece = asyncio.create_task(pieces.get())
         answer = computing.result()
-        for choice in answer["choices"]:
+        for choice in answer.content["choices"]:
             text = choice["message"]["content"] if is_chat else choice["text"]
             known = sent if choice["index"] == 0 else ""
             if not text.startswith(known):
@@ -72,9 +73,9 @@ async def streamed(
             if len(text) > len(known) or choice["index"] not in begun:
                 yield event(choice["index"], text[len(known) :], None, choice.get("logprobs"))
             yield event(choice["index"], None, choice["finish_reason"])
-        tokens = answer["usage"]["completion_tokens"]
+        tokens = answer.tokens
         if with_usage:
-            yield _event({**common, "choices": [], "usage": answer["usage"]})
+            yield _event({**common, "choices": [], "usage": answer.content["usage"]})
         yield "data: [DONE]\n\n"
     except ApiError as error:
         status = error.status

@@ -6,7 +6,6 @@ import asyncio
 import base64
 import struct
 import time
-import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,13 +14,14 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from glide.live.service import LanesLost, LiveService, ModelNotReady
+from glide.serve.answers import Answer, answer_of, merged
 from glide.serve.bodies import json_body
 from glide.serve.errors import ApiError, invalid, json_response
 from glide.serve.events import streamed
 from glide.serve.limits import UserLimits
 from glide.serve.models import Catalogue
 from glide.server import engines
-from glide.sweep.batch_api import CHAT, COMPLETIONS, EMBEDDINGS, PROMPTS, BatchRequest, answer, request_of
+from glide.sweep.batch_api import CHAT, COMPLETIONS, EMBEDDINGS, PROMPTS, BatchRequest, request_of
 
 LONGEST_TIMEOUT = 3600.0  # time limit of one engine call for a live call, in seconds
 # Field of a request's body: `continue` or `error`. It decides what happens if a lane is lost after a part of a streamed
@@ -83,27 +83,27 @@ class LiveApi:
             pieces: asyncio.Queue[str] = asyncio.Queue()
             streams = bool(body.get("stream")) and url != EMBEDDINGS
             on_text = pieces.put_nowait if streams and len(fields) == 1 else None
-            computing = asyncio.create_task(self._content(asked, requests, fields, size, on_text))
+            computing = asyncio.create_task(self._compute_all(asked, requests, fields, size, on_text))
             if streams:
                 first = asyncio.create_task(pieces.get())
                 await _first_of(request, computing, first)
                 events = streamed(computing, first, pieces, url == CHAT, body, done)
                 return StreamingResponse(events, media_type="text/event-stream")
             await _first_of(request, computing)
-            content = computing.result()
+            answer = computing.result()
         except ApiError as error:
             done(error.status, 0)
             raise
         if url == EMBEDDINGS and body.get("encoding_format") == "base64":
-            for each in content["data"]:
+            for each in answer.content["data"]:
                 each["embedding"] = _base64(each["embedding"])
-        done(200, content["usage"].get("completion_tokens", 0))
-        return json_response(content)
+        done(200, answer.tokens)
+        return json_response(answer.content, headers=answer.timing(time.monotonic() - began))
 
     async def _compute(
         self, asked: _Asked, request: BatchRequest, fields: dict[str, Any], on_text: Callable[[str], None] | None
-    ) -> dict[str, Any]:  # fmt: skip
-        """Compute a call, and return the content of its answer. Raises ApiError if it has none, or fails."""
+    ) -> Answer:  # fmt: skip
+        """Compute a call. Raises ApiError if it fails."""
         model, ends_on_loss = self.service.models[asked.model], asked.body.get(ON_LOSS) == "error"
         try:
             result = await self.service.compute(model, asked.user, fields, on_text, ends_on_loss)
@@ -111,13 +111,13 @@ class LiveApi:
             raise ApiError(503, f"{error}; try again", "model_not_ready", retry_after=RETRY_AFTER) from None
         except LanesLost as error:
             raise ApiError(500, str(error), "lanes_lost", is_final=True) from None
-        return body_of(request, result, asked.body["model"])
+        return answer_of(request, result, asked.body["model"])
 
-    async def _content(
+    async def _compute_all(
         self, asked: _Asked, requests: list[BatchRequest], fields: list[dict[str, Any]], size: int,
         on_text: Callable[[str], None] | None,
-    ) -> dict[str, Any]:  # fmt: skip
-        """Return the content of the answer. If a call fails, or this task is cancelled, cancel the other calls.
+    ) -> Answer:  # fmt: skip
+        """Compute all calls of a request. If one of them fails, or this task is cancelled, cancel the other calls.
 
         Raises:
             ApiError: a call has failed, or the user has too many calls.
@@ -204,26 +204,3 @@ async def _first_of(request: Request, computing: asyncio.Task[Any], *others: asy
 async def _disconnected(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
-
-
-def body_of(request: BatchRequest, result: dict[str, Any], model: str) -> dict[str, Any]:
-    """Return the content of the answer to one request.
-
-    Raises:
-        ApiError: the result is an error.
-    """
-    response = answer(uuid.uuid4().hex, request, result, model, int(time.time()))["response"]
-    if response["status_code"] != 200:
-        error = response["body"]["error"]
-        raise ApiError(response["status_code"], error["message"], error["code"], is_final=True)
-    return response["body"] | {"model": model}
-
-
-def merged(bodies: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return the content of the answer to a call: the choices of all its requests, and the sum of their tokens."""
-    content = bodies[0]
-    if len(bodies) > 1:
-        choices = [choice for each in bodies for choice in each["choices"]]
-        content["choices"] = [{**choice, "index": index} for index, choice in enumerate(choices)]
-        content["usage"] = {name: sum(each["usage"][name] for each in bodies) for name in content["usage"]}
-    return content
