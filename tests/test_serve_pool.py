@@ -16,6 +16,7 @@ import openai
 import pytest
 import yaml
 
+from glide.bench.api_server import ApiServer
 from glide.condor import EmbeddedPool
 from glide.vocabulary import Exit, Job
 from tests.conftest import eventually, factory_of
@@ -25,44 +26,18 @@ from tests.test_outage import without_schedd
 pytestmark = pytest.mark.pool
 
 
-class Command:
-    """A `glide serve` that runs as a command.
+class Command(ApiServer):
+    """A `glide serve` with one model of the noop engine."""
 
-    Attributes:
-        token: the token of this account.
-    """
-
-    def __init__(self, pool: EmbeddedPool, folder: Path, *options: str, **model: Any):
-        self.home = pool.home
+    def __init__(self, folder: Path, *options: str, **model: Any):
         spec = {"name": "echo", "engine": "noop", **model}
         file = folder / "echo.yaml"
         file.write_text(yaml.safe_dump({"name": "echo", "model": spec, "glideins": 2}))
-        self.command = [sys.executable, "-m", "glide", "serve", "--model", str(file), *options]
-        self.port = "0"
-        self.start()
-
-    def start(self) -> None:
-        """Start the command, at the same port as before."""
-        log = (self.home / "serve.log").open("ab")
-        self.process = subprocess.Popen([*self.command, "--port", self.port], stdout=subprocess.PIPE, stderr=log)
-        log.close()
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline().decode()
-        assert "/v1" in line, (self.home / "serve.log").read_text()
-        self.port = line.rpartition(":")[2].partition("/")[0]
-        token = self.home / "serve" / "token"
-        self.token = token.read_text().split()[0] if token.exists() else ""
+        super().__init__("--model", file, *options)
 
     def client(self, **options: Any) -> openai.OpenAI:
-        base = f"http://127.0.0.1:{self.port}/v1"
-        return openai.OpenAI(base_url=base, **{"api_key": self.token, "max_retries": 5, "timeout": 120, **options})
-
-    def stop(self) -> None:
-        if self.process.poll() is None:
-            self.process.terminate()
-            self.process.wait(60)
-        assert self.process.stdout is not None
-        self.process.stdout.close()
+        key = options.pop("api_key", None) or self.token
+        return openai.OpenAI(base_url=self.url, api_key=key, **{"max_retries": 5, "timeout": 120, **options})
 
 
 @pytest.fixture
@@ -71,7 +46,7 @@ def command(own_pool: EmbeddedPool, tmp_path: Path) -> Iterator[Any]:
     running: list[Command] = []
 
     def begin(*options: str, **model: Any) -> Command:
-        running.append(Command(own_pool, tmp_path, *options, **model))
+        running.append(Command(tmp_path, *options, **model))
         return running[-1]
 
     with factory_of(own_pool):

@@ -21,6 +21,7 @@ from typing import Any
 
 import yaml
 
+from glide.bench.api_server import ApiServer
 from glide.bench.rig import rig
 from glide.bench.sticky import make_model
 from glide.errors import GlideError
@@ -112,18 +113,11 @@ def _server(folder: Path, spec: dict[str, Any]) -> Iterator[Any]:
     model = {name: value for name, value in spec.items() if value is not None}
     file = folder / "model.yaml"
     file.write_text(yaml.safe_dump({"name": "bench", "model": {"name": "bench", **model}}), "utf-8")
-    command = [sys.executable, "-m", "glide", "serve", "--port", "0", "--model", str(file)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, encoding="utf-8")
-    assert process.stdout is not None
-    try:
-        address = process.stdout.readline().partition("http://")[2].strip()
-        if not address:
-            raise GlideError("glide serve has not started; its error is above")
-        host, _, port = address.partition("/")[0].partition(":")
-        token = (folder / "home" / "serve" / "token").read_text("utf-8").split()[0]
+    with ApiServer("--model", file) as server:
+        port, token = server.port, server.token
 
         def measure(prompts: list[str], generate: dict[str, Any], clients: int, pause: float) -> dict[str, Any]:
-            return asyncio.run(_calls(host, int(port), token, prompts, generate, clients, pause))
+            return asyncio.run(_calls(port, token, prompts, generate, clients, pause))
 
         deadline = time.monotonic() + START_SECONDS
         while True:
@@ -134,14 +128,10 @@ def _server(folder: Path, spec: dict[str, Any]) -> Iterator[Any]:
                 if time.monotonic() > deadline:
                     raise
         yield measure
-    finally:
-        process.terminate()
-        process.wait()
-        process.stdout.close()
 
 
 async def _calls(
-    host: str, port: int, token: str, prompts: list[str], generate: dict[str, Any], clients: int, pause: float
+    port: int, token: str, prompts: list[str], generate: dict[str, Any], clients: int, pause: float
 ) -> dict[str, Any]:
     """Send completions from several clients at the same time. Return their rate, and the time of each call in seconds.
 
@@ -150,7 +140,7 @@ async def _calls(
     waiting, times = iter(prompts), list[float]()
 
     async def client() -> None:
-        reader, writer = await asyncio.open_connection(host, port)
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
         for prompt in waiting:
             body = json.dumps({"model": "bench", "prompt": prompt, **generate}).encode()
             head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\n"

@@ -16,13 +16,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
 
+from glide.bench.api_server import ApiServer
 from glide.condor import EmbeddedPool, install
 from glide.condor.pool import as_unprivileged
 
@@ -60,23 +59,6 @@ def write_workflow(folder: Path, mountains: int, steps: int, url: str, token: Pa
     dag = folder / "hybrid.dag"
     dag.write_text("\n".join(lines) + "\n", "utf-8")
     return dag
-
-
-@contextmanager
-def services(pool: EmbeddedPool) -> Iterator[tuple[str, Path]]:
-    """Run `glide serve` and a factory. Yield the address of the API, and the file of its token."""
-    command = [sys.executable, "-m", "glide", "serve", "--model", HERE / "model.yaml", "--site", HERE / "site.yaml"]
-    server = subprocess.Popen([*map(str, command), "--port", "0"], stdout=subprocess.PIPE, encoding="utf-8")
-    assert server.stdout is not None
-    try:
-        url = server.stdout.readline().rpartition("serve: ")[2].strip()
-        if not url:
-            sys.exit("glide serve has not started; its error is above")
-        yield url, pool.home / "serve" / "token"
-    finally:
-        server.terminate()
-        server.wait()
-        server.stdout.close()
 
 
 def conduct(pool: EmbeddedPool, dag: Path, evictions: int, jobs: int) -> list[float]:
@@ -159,8 +141,8 @@ def main() -> None:
         try:
             pool.up(CORES, settings=DAGMAN)
             os.environ.update(pool.environment())
-            with services(pool) as (url, token):
-                dag = write_workflow(folder, asked.mountains, asked.steps, url, token)
+            with ApiServer("--model", HERE / "model.yaml", "--site", HERE / "site.yaml") as server:
+                dag = write_workflow(folder, asked.mountains, asked.steps, server.url, server.token_file)
                 killed = conduct(pool, dag, asked.evictions, asked.mountains * asked.steps)
         finally:
             pool.down()
