@@ -109,8 +109,8 @@ def test_response_time_equals_communication_plus_service_plus_inference(left):
     told = left("rt")
     runs = told["data"]["runs"]
     settings = {(run["scaling"], run["where"]) for run in runs}
-    assert settings == {(scaling, where) for scaling in ("strong", "weak") for where in ("local", "remote")}
-    assert len(told["rows"]) == len(runs) == 4 and {run["requests"] for run in runs} == {5}
+    assert settings == {(scaling, where) for scaling in ("strong", "weak") for where in ("local", "remote", "live")}
+    assert len(told["rows"]) == len(runs) == 6 and {run["requests"] for run in runs} == {5}
     for run in runs:
         assert run["communication"] + run["service"] + run["inference"] == pytest.approx(run["mean"])
         assert min(run["communication"], run["service"]) > 0 <= run["inference"]

@@ -1,9 +1,9 @@
 """The common parts of rt.py and it.py: clients that send requests to services, in strong and weak scaling.
 
 The time of a request has three parts, as in the paper. `communication` is the time between client and server: writing
-and reading files, the socket, and for remote services also HTTP and the latency. `inference` is the time in which the
-model computes. `service` is the remaining time in the server and in the endpoint: waiting, reading, queueing, passing
-on, and writing.
+and reading files, the socket, and for remote services also HTTP and the latency. For live services it is HTTP between
+the client and `glide serve`. `inference` is the time in which the model computes. `service` is the remaining time in
+the server, in the endpoint and in `glide serve`: waiting, reading, queueing, passing on, and writing.
 """
 
 from __future__ import annotations
@@ -21,7 +21,19 @@ from typing import Any
 
 from endpoint import NAME as REMOTE
 from matplotlib.figure import Figure
-from services import Claim, Clients, Endpoints, InvocationJobs, as_notes, endpoints, report_progress, services
+from services import (
+    LIVE,
+    Claim,
+    Clients,
+    Endpoints,
+    InvocationJobs,
+    LiveClients,
+    as_notes,
+    endpoints,
+    live_services,
+    report_progress,
+    services,
+)  # fmt: skip
 
 from glide.bench.rig import Rig
 from glide.report.experiment import Comparison, Experiment, Measurement, arguments, positive
@@ -29,6 +41,7 @@ from glide.report.sweep.figures import GREEN, ORANGE, RED, style
 from glide.template import Template
 
 COUNTS = (1, 2, 4, 8, 16)
+WHERE = ("local", REMOTE, LIVE)  # the kinds of services
 LATENCY = 0.47e-3  # latency to a remote service in each direction, in seconds; the paper's value between two nodes
 IN_JOBS = "in jobs"
 ORDER = ("strong", "weak", IN_JOBS)
@@ -38,7 +51,7 @@ OWN, OWN_LANES = 2, 2
 PARTS = {"communication": ORANGE, "service": GREEN, "inference": RED}
 
 
-Setting = tuple[str, str, int, int]  # scaling, "local" or "remote", number of clients, number of services
+Setting = tuple[str, str, int, int]  # scaling, kind of the services, number of clients, number of services
 
 
 @dataclass(frozen=True)
@@ -51,6 +64,7 @@ class Workload:
         one: options of the engine for requests that are served one at a time.
         own: options of the engine for requests in invocation jobs.
         generate: options of `generate` for all requests.
+        body: the same options as `glide serve` takes them.
     """
 
     prompts: Callable[[int], list[str]]
@@ -59,6 +73,7 @@ class Workload:
     one: dict[str, Any] = field(default_factory=dict)
     own: dict[str, Any] = field(default_factory=dict)
     generate: dict[str, Any] = field(default_factory=dict)
+    body: dict[str, Any] = field(default_factory=dict)
 
     def template(self, where: str, options: dict[str, Any]) -> Template:
         if where == REMOTE:
@@ -77,7 +92,7 @@ class Run:
 
     Attributes:
         scaling: "strong", "weak", or "in jobs" (requests in invocation jobs).
-        where: "local" or "remote", the kind of the services.
+        where: "local", "remote" or "live", the kind of the services.
         clients, services, requests: numbers of clients, of services, and of the requests of all clients.
         median, p95, mean: median, 95th percentile and mean of the seconds of a request.
         communication, service, inference: mean seconds of each part of a request.
@@ -144,6 +159,7 @@ def measure(work: Workload, counts: Sequence[int], requests: int, repeat: int) -
                         for few in counts[:-1]:
                             yield from _ask(bench, work, remote, "weak", few, few, requests)
                         yield from (replace(run, scaling="weak") for run in strong)
+                yield from _live(work, most, count, requests)
             if OWN in counts:
                 yield from _in_jobs(work, remote, most, requests)
 
@@ -162,14 +178,20 @@ def _ask(
     for where, each in waiting.items():
         remote.times()
         measured = each.run()
-        run = _run(measured, remote.times() if where == REMOTE else None, (scaling, where, clients, count))
-        speed = f"{run.median * 1e3:.2f} ms, {run.rate:.0f} requests/s"
-        report_progress(f"  {scaling} {where} {clients}/{count}: {speed}")
-        yield run
+        yield _run(measured, remote.times() if where == REMOTE else None, (scaling, where, clients, count))
+
+
+def _live(work: Workload, most: int, count: int, requests: int) -> Iterator[Run]:
+    """Measure `count` services behind `glide serve`, with the largest number of clients, and with a client for each."""
+    with live_services(count, work.template("local", work.one)) as (bench, server):
+        for scaling, clients in (("strong", most), ("weak", count)):
+            waiting = LiveClients(bench, server, count, work.shares(clients, requests), **work.body)
+            waiting.wait_for_lanes()
+            yield _run(waiting.run(), None, (scaling, LIVE, clients, count))
 
 
 def _run(measured: Sequence[dict[str, Any]], remote: dict[str, float] | None, setting: Setting) -> Run:
-    """Return the measurements of a setting.
+    """Return the measurements of a setting, and report them.
 
     Args:
         measured: measurements of each client.
@@ -186,6 +208,8 @@ def _run(measured: Sequence[dict[str, Any]], remote: dict[str, float] | None, se
     seconds = max(each["ended"] for each in measured) - min(each["began"] for each in measured)
     latency = remote["latency"] / remote["requests"] / 2 if remote else 0.0
     rate = len(took) / seconds
+    scaling, where, clients, count = setting
+    report_progress(f"  {scaling} {where} {clients}/{count}: {median(totals) * 1e3:.2f} ms, {rate:.0f} requests/s")
     return Run(
         *setting, len(took), median(totals), _p95(totals), whole, communication, service, inference, rate, latency
     )
@@ -230,9 +254,9 @@ def account(experiment: Experiment, runs: Sequence[Run]) -> dict[Setting, list[R
         "requests/s",
     )  # fmt: skip
     found: dict[Setting, list[Run]] = {}
-    for run in runs:
+    for run in sorted(runs, key=lambda run: (ORDER.index(run.scaling), run.services, WHERE.index(run.where))):
         found.setdefault((run.scaling, run.where, run.clients, run.services), []).append(run)
-    for (scaling, where, clients, count), same in sorted(found.items(), key=lambda item: ORDER.index(item[0][0])):
+    for (scaling, where, clients, count), same in found.items():
         parts = [_milliseconds(same, part) for part in PARTS] if scaling != IN_JOBS else ["–"] * len(PARTS)
         added = _milliseconds(same, "latency") if same[0].latency else "–"
         experiment.rows.append((
@@ -241,14 +265,16 @@ def account(experiment: Experiment, runs: Sequence[Run]) -> dict[Setting, list[R
         ))  # fmt: skip
     experiment.data["runs"] = [asdict(run) for run in runs]
     experiment.notes += [
-        "In strong and weak scaling, a client on a lane sends one record, and the next one when it has the result. In"
+        "In strong and weak scaling, a client sends one record, and the next one when it has the result. The clients of"
+        " local and remote services are on their lanes. The services in the rows `live` are local services, and their"
+        " clients are processes that use the API of `glide serve`. In"
         " jobs, as glide works by default, a client is an invocation job with all its records; its time in the server"
         " is divided by their number, and requests/s count from the submission of all jobs to their end.",
         f"The endpoint of a remote service adds {LATENCY * 1e3:g} ms to each request and to each answer. It sleeps for"
         " this time, and wakes up later if many processes wait for the same cores. 'Added each way' is the real time.",
         "Communication is the time between client and server: files, a socket, and for remote services HTTP and the"
-        " added latency. Service is the time in the server and in the endpoint without the model. Inference is the"
-        " engine's call with local services, and the endpoint's with remote ones.",
+        " added latency; for live services, HTTP. Service is the time in the server, in the endpoint and in `glide"
+        " serve` without the model. Inference is the engine's call, and the endpoint's with remote services.",
         f"All services, their clients and the pool share {len(os.sched_getaffinity(0))} cores.",
         "The parts are means. They add up to the mean of the total, not to its median.",
     ]
@@ -312,12 +338,12 @@ def _connected() -> tuple[socket.socket, socket.socket]:
 
 
 def figure(found: Mapping[Setting, Sequence[Run]]) -> Figure:
-    """Draw a stacked bar for each setting: strong scaling above, weak scaling below, and local services on the left."""
+    """Draw a stacked bar for each setting, in a row for each scaling and a column for each kind of services."""
     with style():
-        drawn = Figure(figsize=(7.2, 4.8))
-        panels = drawn.subplots(2, 2, squeeze=False)
+        drawn = Figure(figsize=(10.0, 4.8))
+        panels = drawn.subplots(2, len(WHERE), squeeze=False)
         for row, scaling in zip(panels, ("strong", "weak"), strict=True):
-            for axes, where in zip(row, ("local", REMOTE), strict=True):
+            for axes, where in zip(row, WHERE, strict=True):
                 runs = {key: same for key, same in found.items() if key[:2] == (scaling, where)}
                 names = [f"{clients}/{count}" for _, _, clients, count in runs]
                 base = [0.0] * len(names)

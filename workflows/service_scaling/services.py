@@ -1,8 +1,8 @@
 """The common parts of the three experiments: services, and clients that send them requests.
 
 A service is a glidein's model server with its own engine. A local service has the model. The engine of a remote
-service passes each request on to its own endpoint (endpoint.py). A client is an HTCondor job on a lane of a
-service (client.py).
+service passes each request on to its own endpoint (endpoint.py). A client is an HTCondor job on a lane of a service
+(client.py). Live services are local services behind `glide serve`, and their clients are ordinary processes.
 """
 
 from __future__ import annotations
@@ -17,26 +17,31 @@ import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from http import HTTPStatus
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
 
+import yaml
 from endpoint import NAME as REMOTE
 from endpoint import NOTHING
 
 from glide import resources
+from glide.bench.api_server import ApiServer
 from glide.bench.rig import Rig, rig
 from glide.condor import AccessPoint
 from glide.condor.access_point import job_file_value
 from glide.errors import CondorError
 from glide.glidein.configuration import ANY_PROGRAM
-from glide.system import end_with_parent
+from glide.system import ending_with_us
 from glide.template import Template
 from glide.vocabulary import Job, JobStatus, Machine, State
 
 HERE = Path(__file__).resolve().parent
 MODEL = HERE.parent / "promptverify" / "model"
 CLAIMS = HERE.parent / "promptverify" / "claims.jsonl"
+LIVE = "live"  # name of the model behind `glide serve`
 TIME_LIMIT = 600.0  # time limit of each wait in an experiment, in seconds
 # The job file of a client. It is like the job file of an invocation job, but runs client.py.
 CLIENT = f"""
@@ -84,6 +89,18 @@ def services(count: int, lanes: int = 1, urls: Sequence[str] = (), **remote: Any
         yield bench
 
 
+@contextmanager
+def live_services(count: int, template: Template) -> Iterator[tuple[Rig, ApiServer]]:
+    """Start a pool for `count` local services of a model with the name LIVE, and `glide serve` in front of them."""
+    with services(count) as bench:
+        file = bench.folder / "live.yaml"
+        model = {"name": LIVE, "engine": template.engine, "options": dict(template.options)}
+        model |= {"path": template.path} if template.path else {}
+        file.write_text(yaml.safe_dump({"name": LIVE, "model": model, "glideins": count}), "utf-8")
+        with ApiServer("--model", file) as server:
+            yield bench, server
+
+
 class Clients:
     """Client jobs of one cluster. While they are in the queue, the factory starts their services.
 
@@ -128,6 +145,60 @@ class Clients:
                 errors = "".join(path.read_text("utf-8") for path in self.folder.glob("*.err"))
                 raise CondorError(f"a client is held: {job.get('HoldReason')}; its error output:\n{errors}")
         return jobs
+
+
+class LiveClients:
+    """Client processes of `glide serve`. They can send requests as soon as all services are connected to it.
+
+    Args:
+        server: the server, which has one model with the name LIVE.
+        services: number of glideins that may serve the model.
+        prompts: the prompts of each client's requests.
+        defaults: fields that all requests have, such as `max_tokens`.
+    """
+
+    def __init__(self, bench: Rig, server: ApiServer, services: int, prompts: Sequence[Sequence[str]], **defaults: Any):
+        self.folder = _folder(bench, "clients")
+        self.server = server
+        self.services = services
+        requests = {"prompts": prompts, "defaults": {"model": LIVE, **defaults}}
+        (self.folder / "requests.json").write_text(json.dumps(requests), "utf-8")
+        environment = {**os.environ, "OPENAI_BASE_URL": server.url, "OPENAI_API_KEY": server.token}
+        self.processes = [
+            subprocess.Popen(
+                [sys.executable, str(HERE / "client.py"), str(self.folder), str(number)], env=environment,
+                cwd=self.folder, preexec_fn=ending_with_us(),
+            )
+            for number in range(len(prompts))
+        ]  # fmt: skip
+
+    def wait_for_lanes(self) -> None:
+        """Wait until all services are connected, and each client is ready."""
+        wait_until(self._have_all_lanes, "services are not connected", 0.25)
+        wait_until(lambda: len(list(self.folder.glob("ready-*"))) == len(self.processes), "clients are not ready", 0.25)
+
+    def _have_all_lanes(self) -> bool:
+        if self._lanes < self.services:
+            # An engine that serves one request at a time gets at most two calls, so this number needs all services.
+            prompts = ["first"] * (2 * self.services)
+            try:
+                self.server.ask("/completions", {"model": LIVE, "prompt": prompts})
+            except HTTPError as error:
+                if error.code != HTTPStatus.SERVICE_UNAVAILABLE:  # else no service is connected yet
+                    raise
+        return self._lanes == self.services
+
+    @property
+    def _lanes(self) -> int:
+        return self.server.ask("/glide/status")["models"][LIVE]["lanes"]
+
+    def run(self) -> list[dict[str, Any]]:
+        """Let all clients begin together, and return their measurements."""
+        (self.folder / "go").touch()
+        codes = [process.wait() for process in self.processes]
+        if any(codes) or self._lanes != self.services:
+            raise CondorError(f"clients of glide serve have exit codes {codes}, and {self._lanes} lanes are connected")
+        return [json.loads((self.folder / f"client-{n}.json").read_text("utf-8")) for n in range(len(codes))]
 
 
 class InvocationJobs:
@@ -239,7 +310,7 @@ def endpoints(count: int, latency: float, model: Path | None) -> Iterator[Endpoi
                     stdout=subprocess.PIPE,
                     encoding="utf-8",
                     errors="replace",
-                    preexec_fn=end_with_parent,
+                    preexec_fn=ending_with_us(),
                 )
             )
         yield Endpoints(processes)
