@@ -37,10 +37,11 @@ def main(folder: Path, number: int) -> None:
     asked = json.loads((folder / "requests.json").read_text("utf-8"))
     requests = [{**asked["defaults"], "custom_id": f"{number}-{at}", "prompt": prompt}
                 for at, prompt in enumerate(asked["prompts"][number])]  # fmt: skip
-    ask = connected(os.environ) if "OPENAI_BASE_URL" in os.environ else lane(os.environ)
     (folder / f"ready-{number}").touch()
     while not (folder / "go").exists():
         time.sleep(0.02)
+    # Connect only now, because `glide serve` closes a connection without requests after a while.
+    ask = connected(os.environ) if "OPENAI_BASE_URL" in os.environ else lane(os.environ)
     began = time.time()
     took = [ask(request) for request in requests]
     Path(f"client-{number}.json").write_text(json.dumps({"began": began, "ended": time.time(), "took": took}), "utf-8")
