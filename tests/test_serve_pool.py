@@ -192,13 +192,18 @@ def kill_a_glidein(pool: EmbeddedPool) -> None:
         master.send(signal.SIGKILL)
 
 
-def test_calls_survive_a_restart_of_the_schedd(command, own_pool):
+def test_calls_and_batches_survive_a_restart_of_the_schedd(command, own_pool):
     running = command(options={"record_seconds": 0.05})
     client = running.client()
     assert ask(client, "before") == "before"
+    batch = begin_batch(client, rows(400))
+    eventually(lambda: client.batches.retrieve(batch.id).request_counts.completed > 20, "some answers")
     with without_schedd(own_pool):
         assert ask(client, "without a schedd") == "without a schedd"
     assert ask(client, "after") == "after"
+    batch = ended(client, batch)
+    assert batch.status == "completed" and batch.request_counts.completed == 400
+    assert answers(client, batch.output_file_id) == {f"r{number}": f"text {number}" for number in range(400)}
 
 
 def test_second_server_and_wrong_files_are_refused(command, own_pool, tmp_path):
