@@ -165,7 +165,7 @@ def serving(tmp_path: Path, start: Callable[..., Any]) -> Iterator[Callable[...,
         for server in worker.servers:
             server.reached("Warm")
         running.append(Serving(tmp_path / "serve", [model], worker, **settings))
-        return ready(running[-1])
+        return ready(running[-1], lanes=1 if model.idle_seconds is None else 0)
 
     yield begin
     for each in running:

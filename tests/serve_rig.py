@@ -158,9 +158,12 @@ class Serving:
         self.listening.close()
 
 
-def offered(name: str = "echo", glideins: int = 2, **options: Any) -> OfferedModel:
+def offered(
+    name: str = "echo", glideins: int = 2, idle_seconds: float | None = None, **options: Any
+) -> OfferedModel:  # fmt: skip
     """A model of the noop engine."""
-    return OfferedModel(name, Template(name, "noop", options=options), glideins, Path("/nowhere"), "", None)
+    template = Template(name, "noop", options=options)
+    return OfferedModel(name, template, glideins, idle_seconds, Path("/nowhere"), "", None)
 
 
 def ask(client: openai.OpenAI, text: str, model: str = "echo", **options: Any) -> str:

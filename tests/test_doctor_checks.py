@@ -326,3 +326,4 @@ def test_model_of_glide_serve_that_is_never_ready_is_a_warning():
 
     assert found() == ["glide serve: m has not been ready for 6 min 40 s: lanes are Loading"]
     assert found(not_ready_since=NOW - 10) == [] and found(is_ready=True, not_ready_since=0.0) == []
+    assert found(state="not loaded; the next call loads it", not_ready_since=0.0) == []

@@ -173,6 +173,21 @@ def test_status_is_shown_by_other_commands(serving, tmp_path, monkeypatch):
     assert lines() == ["no glideins, no jobs"]
 
 
+def test_idle_model_is_unloaded_and_a_call_loads_it(serving, monkeypatch):
+    monkeypatch.setattr("glide.live.model.IDLE_SECONDS", 0.5)
+    running = serving(offered(idle_seconds=0.5))
+    client = running.client()
+
+    def is_idle() -> bool:
+        status = client.get("/glide/status", cast_to=object)["models"]["echo"]  # type: ignore[index]
+        return status["state"] == "not loaded; the next call loads it" and status["not_ready_since"] == 0
+
+    for number in range(2):
+        eventually(is_idle, "no lane has the model")
+        assert len(running.worker.calls) == number
+        assert ask(client, "loads it") == "loads it"
+
+
 def test_lanes_connect_again_after_a_restart(serving):
     running = serving()
     (job,) = [call for call in running.worker.calls if call.process.poll() is None]

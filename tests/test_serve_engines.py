@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from glide.bench.gguf_file import write_gguf
 from glide.serve.models import OfferedModel
 from glide.template import Template
 from tests.models import Plain, tiny_llama, with_template
-from tests.serve_rig import LocalWorker, Serving, ready
+from tests.serve_rig import Serving
 
 pytestmark = pytest.mark.models
 VERIFIER = Path(__file__).resolve().parents[1] / "workflows" / "promptverify" / "model"
@@ -22,26 +22,18 @@ CLAIM = "Claim: the river flows north.\nEvidence: nobody has seen it.\nVerdict:"
 
 
 @pytest.fixture
-def serving(tmp_path: Path, start: Callable[..., Any]) -> Iterator[Callable[..., openai.OpenAI]]:
-    """Serve a model, and return a client."""
-    running: list[Serving] = []
+def client_of(serving: Callable[..., Serving]) -> Callable[..., openai.OpenAI]:
+    """Serve the model of a folder with the name m, and return a client."""
 
     def begin(engine: str, folder: Path, **options: Any) -> openai.OpenAI:
         template = Template.of_folder("m", engine, folder, options)
-        worker = LocalWorker([start(template)])
-        worker.servers[0].reached("Warm")
-        model = OfferedModel("m", template, 1, Path("/nowhere"), "", folder)
-        running.append(Serving(tmp_path / "serve", [model], worker))
-        return ready(running[-1]).client()
+        return serving(OfferedModel("m", template, 1, None, Path("/nowhere"), "", folder)).client()
 
-    yield begin
-    for each in running:
-        each.stop()
-        each.worker.stop()
+    return begin
 
 
-def test_transformers_gives_the_same_texts_as_plain(serving):
-    client, plain = serving("transformers", VERIFIER, dtype="float32"), Plain(VERIFIER)
+def test_transformers_gives_the_same_texts_as_plain(client_of):
+    client, plain = client_of("transformers", VERIFIER, dtype="float32"), Plain(VERIFIER)
     prompts = [CLAIM, CLAIM.replace("north", "south"), "A"]
     answer = client.completions.create(model="m", prompt=prompts, max_tokens=4, temperature=0)
     expected = [plain(prompt, max_new_tokens=4, do_sample=False) for prompt in prompts]
@@ -49,8 +41,8 @@ def test_transformers_gives_the_same_texts_as_plain(serving):
     assert answer.usage is not None and answer.usage.completion_tokens == sum(tokens for _, tokens in expected)
 
 
-def test_option_that_the_engine_lacks_is_named(serving):
-    client = serving("transformers", VERIFIER, dtype="float32")
+def test_option_that_the_engine_lacks_is_named(client_of):
+    client = client_of("transformers", VERIFIER, dtype="float32")
     with pytest.raises(openai.BadRequestError, match="the transformers engine refuses best_of") as caught:
         client.completions.create(model="m", prompt="x", best_of=3)
     assert caught.value.param == "best_of"
@@ -61,8 +53,8 @@ def test_option_that_the_engine_lacks_is_named(serving):
     assert too_long.value.code == "PromptTooLong"
 
 
-def test_structured_output_follows_its_schema(serving, tmp_path):
-    client = serving("transformers", with_template(tiny_llama(tmp_path / "llama")), dtype="float32")
+def test_structured_output_follows_its_schema(client_of, tmp_path):
+    client = client_of("transformers", with_template(tiny_llama(tmp_path / "llama")), dtype="float32")
     schema = {
         "type": "object", "properties": {"verdict": {"enum": ["yes", "no"]}}, "required": ["verdict"],
         "additionalProperties": False,
@@ -74,14 +66,19 @@ def test_structured_output_follows_its_schema(serving, tmp_path):
     assert json.loads(str(answer.choices[0].message.content))["verdict"] in ("yes", "no")
 
 
-def test_llamacpp_streams_what_it_answers_at_once(serving, tmp_path):
+def test_llamacpp_streams_what_it_answers_at_once(client_of, tmp_path):
     (tmp_path / "gguf").mkdir()
     write_gguf(VERIFIER, tmp_path / "gguf" / "verifier.gguf")
-    client = serving("server", tmp_path / "gguf", program="llamacpp")
-    options: dict[str, Any] = {"model": "m", "prompt": CLAIM, "max_tokens": 12, "temperature": 0}
+    client = client_of("server", tmp_path / "gguf", program="llamacpp")
+    # A text of a few tokens could arrive in one piece, because this model needs only a millisecond for each. At this
+    # temperature, its text is random and long.
+    options: dict[str, Any] = {
+        "model": "m", "prompt": CLAIM, "max_tokens": 400, "temperature": 100, "top_p": 1, "seed": 7,
+        "extra_body": {"min_p": 0, "top_k": 0},
+    }  # fmt: skip
     whole = client.completions.create(**options)
     chunks = list(client.completions.create(**options, stream=True, stream_options={"include_usage": True}))
     pieces = [chunk.choices[0].text for chunk in chunks if chunk.choices and chunk.choices[0].text]
     assert "".join(pieces) == whole.choices[0].text
-    assert len(pieces) > 1 or whole.usage.completion_tokens < 3  # type: ignore[union-attr]
-    assert chunks[-1].usage == whole.usage
+    assert len(pieces) > 1 and chunks[-1].usage == whole.usage
+    assert whole.usage is not None and whole.usage.completion_tokens > 100

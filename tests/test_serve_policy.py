@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 from glide.errors import InputError
 from glide.live.identity import LiveIdentity
+from glide.live.model import LiveModel, ServedModel
 from glide.live.plan import ConnectedJob, EndJob, ModelDemand, StartJobs, WaitingJob, plan
 from glide.live.router import MOST_LOSSES, CallRouter, LaneLoad, LiveCall
 from glide.serve.answers import answer_of, merged
@@ -21,7 +23,9 @@ from glide.serve.errors import ApiError
 from glide.serve.file_store import FileStore
 from glide.serve.limits import UserLimits
 from glide.serve.live_api import parse
+from glide.serve.models import read_catalogue
 from glide.serve.users import TokenFile, add_token
+from glide.template import Template
 
 # ---- calls and lanes -----------------------------------------------------------------------------
 
@@ -136,6 +140,38 @@ def test_one_standing_job_is_kept_without_calls():
     assert isinstance(action, StartJobs) and action.count == 1 and "always kept" in action.reason
     assert plan(ModelDemand(most=3, waiting=[WaitingJob("a")])) == []
     assert plan(ModelDemand(most=3, connected=[connected("a")], capacity=10)) == []
+
+
+def test_model_on_demand_has_a_job_while_it_is_used():
+    used = ModelDemand(most=3, capacity=10, idle_seconds=300, last_call=1000.0, now=1299.0)
+    assert plan(used) == []
+    (start,) = plan(replace(used, demand=1))
+    assert isinstance(start, StartJobs) and start.count == 1 and "a call needs a lane" in start.reason
+    loaded = replace(used, connected=[connected("a")])
+    assert plan(loaded) == []
+    assert plan(replace(loaded, now=1300.0)) == [EndJob("a", "no call for 300 s")]
+
+
+def test_file_of_a_model_may_limit_its_idle_time(tmp_path):
+    path = tmp_path / "echo.yaml"
+    path.write_text("name: echo\nmodel: {name: echo, engine: noop}\nidle_seconds: 600\n")
+    assert read_catalogue([path]).models["echo"].idle_seconds == 600
+    path.write_text("name: echo\nmodel: {name: echo, engine: noop}\n")
+    assert read_catalogue([path]).models["echo"].idle_seconds is None
+    path.write_text("name: echo\nmodel: {name: echo, engine: noop}\nidle_seconds: 5\n")
+    with pytest.raises(InputError, match=f"{path}:3: idle_seconds: "):
+        read_catalogue([path])
+
+
+def test_pause_after_failed_submissions_grows():
+    model = ServedModel(LiveModel("m", Template("m", "noop"), 1, None))
+    pauses = []
+    for _ in range(7):
+        model.note_submission("no schedd")
+        pauses.append(model.pause)
+    assert pauses == [1, 2, 4, 8, 10, 10, 10] and model.retry_at > time.monotonic() + 5
+    model.note_submission("")
+    assert model.pause == 0 and model.retry_at <= time.monotonic() and model.problem == ""
 
 
 def test_more_calls_need_more_standing_jobs_up_to_the_limit():

@@ -55,7 +55,8 @@ def serve(
     address and the token that this command names. /v1/chat/completions, /v1/completions and /v1/embeddings are computed
     at once. /v1/files and /v1/batches run as sweeps, which continue while the server is down.
 
-    Each model is kept loaded on at least one glidein, and on up to `glideins` of its file if the calls need more. If no
+    Each model is kept loaded on at least one glidein, and on up to `glideins` of its file if the calls need more. With
+    `idle_seconds` in its file, a model is loaded when it gets a call, and given up this time after the last one. If no
     pool is configured, the embedded pool is used. SIGTERM or Ctrl-C ends the server.
     """
     if new_token_user is not None:

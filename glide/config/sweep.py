@@ -243,6 +243,12 @@ class SweepFile(Strict):
 
 
 class ModelFile(SweepFile):
-    """A file that describes models to serve: a sweep file, or one without `records`."""
+    """A file that describes models to serve: a sweep file, or one without `records`.
+
+    Attributes:
+        idle_seconds: seconds without a call (at least 60) after which no glidein keeps a model loaded for calls. The
+            next call loads it again. By default, one glidein always keeps it.
+    """
 
     records: str = ""
+    idle_seconds: Integer | None = Field(None, ge=60)

@@ -13,6 +13,8 @@ from glide.live.status import ModelStatus
 from glide.template import Template
 from glide.vocabulary import State
 
+SHORTEST_PAUSE, LONGEST_PAUSE = 1.0, 10.0  # seconds from a failed submission to the next one
+
 
 @dataclass(frozen=True)
 class LiveModel:
@@ -22,11 +24,13 @@ class LiveModel:
         name: name of the model in messages.
         template: what the nodes load.
         glideins: maximum number of glideins that serve calls at the same time.
+        idle_seconds: seconds without a call after which no lane is kept. None: one lane is always kept.
     """
 
     name: str
     template: Template
     glideins: int
+    idle_seconds: float | None
 
 
 @dataclass
@@ -42,8 +46,11 @@ class ServedModel:
         lanes: states of the model's lanes, and reasons of failures, as the collector reports them.
         peaks: numbers of unfinished calls with their times (monotonic seconds), for the demand.
         capacity: the last known number of calls that an engine should have at a time.
+        last_call: Unix time when a call was unfinished for the last time, or when this server has started.
         problem: why no further standing job could be submitted; empty if there is no reason.
-        not_ready_since: Unix time since when no lane can compute calls; 0 if one can.
+        pause: seconds from the last submission, which has failed, to the next one; 0 if it has not failed.
+        retry_at: time before which no further submission is tried (monotonic seconds).
+        not_ready_since: Unix time since when no lane can compute calls; 0 if one can, or if the model is idle.
     """
 
     offered: LiveModel
@@ -55,19 +62,41 @@ class ServedModel:
     lanes: tuple[tuple[str, str], ...] = ()
     peaks: deque[tuple[float, int]] = field(default_factory=deque)
     capacity: int = 0
+    last_call: float = field(default_factory=time.time)
     problem: str = ""
+    pause: float = 0.0
+    retry_at: float = 0.0
     not_ready_since: float = field(default_factory=time.time)
+
+    def note_submission(self, problem: str) -> None:
+        """Note why a submission has failed; empty if it has not. The pause doubles with each failure."""
+        self.problem = problem
+        self.pause = min(max(2 * self.pause, SHORTEST_PAUSE), LONGEST_PAUSE) if problem else 0.0
+        self.retry_at = time.monotonic() + self.pause
+
+    @property
+    def ready_lanes(self) -> int:
+        """Number of lanes that can compute calls now. A lane may be connected before it has loaded the model."""
+        return sum(lane.capacity > 0 and not lane.is_ending for lane in self.router.lanes)
 
     @property
     def is_ready(self) -> bool:
         """Whether a lane can compute calls now."""
-        return any(lane.capacity and not lane.is_ending for lane in self.router.lanes)
+        return self.ready_lanes > 0
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no lane has the model, because nobody needs it now."""
+        on_demand = self.offered.idle_seconds is not None
+        return on_demand and not (self.router.lanes or self.pending or self.waiting or self.router.queued)
 
     @property
     def state(self) -> str:
         """What the model waits for, as text for a user."""
         if self.is_ready:
             return "ready"
+        if self.is_idle and not self.problem:
+            return "not loaded; the next call loads it"
         failures = [failure for state, failure in self.lanes if state == State.FAILED and failure]
         if self.problem or failures:
             return self.problem or failures[0]
@@ -77,15 +106,16 @@ class ServedModel:
     @property
     def status(self) -> ModelStatus:
         """The status for other processes."""
-        self.not_ready_since = 0.0 if self.is_ready else self.not_ready_since or time.time()
+        self.not_ready_since = 0.0 if self.is_ready or self.is_idle else self.not_ready_since or time.time()
         return ModelStatus(
-            self.offered.name, self.state, self.is_ready, self.not_ready_since, len(self.router.lanes),
+            self.offered.name, self.state, self.is_ready, self.not_ready_since, self.ready_lanes,
             self.router.in_flight, self.router.queued,
         )  # fmt: skip
 
     def note_demand(self) -> None:
         """Remember how many calls are unfinished now."""
         now, count = time.monotonic(), self.router.queued + self.router.in_flight
+        self.last_call = time.time() if count else self.last_call
         while self.peaks and now - self.peaks[0][0] > IDLE_SECONDS:
             self.peaks.popleft()
         while self.peaks and self.peaks[-1][1] <= count:
@@ -102,5 +132,6 @@ class ServedModel:
         names = self.pending.keys() | self.waiting.keys()
         waiting = tuple(self.waiting.get(name, WaitingJob(name)) for name in sorted(names))
         return ModelDemand(
-            self.offered.glideins, connected, waiting, self.peaks[0][1], self.capacity, time.time()
+            self.offered.glideins, connected, waiting, self.peaks[0][1], self.capacity, self.offered.idle_seconds,
+            self.last_call, time.time(),
         )  # fmt: skip

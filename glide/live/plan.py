@@ -59,6 +59,8 @@ class ModelDemand:
         waiting: the standing jobs that are submitted and not connected.
         demand: the largest number of calls that were unfinished at the same time within IDLE_SECONDS.
         capacity: number of calls that an engine should have at a time, as last known; 0 if it is unknown.
+        idle_seconds: seconds without a call after which no job is kept. None: one job is always kept.
+        last_call: Unix time when the last call was unfinished, or when the server has started.
         now: Unix time.
     """
 
@@ -67,7 +69,26 @@ class ModelDemand:
     waiting: Sequence[WaitingJob] = ()
     demand: int = 0
     capacity: int = 0
+    idle_seconds: float | None = None
+    last_call: float = 0.0
     now: float = 0.0
+
+    def wanted(self, have: int) -> tuple[int, str]:
+        """Return the number of jobs that the model needs, and the reason.
+
+        Args:
+            have: number of jobs that it has.
+        """
+        needed = math.ceil(self.demand / (SPARE_CALLS * self.capacity)) if self.capacity else min(self.demand, 1)
+        if needed > 1:
+            return min(needed, self.most), f"{self.demand} calls, {self.capacity} calls a lane"
+        if self.idle_seconds is None:
+            return 1, "one lane is always kept"
+        if needed:
+            return 1, "a call needs a lane"
+        if have and self.now - self.last_call < self.idle_seconds:
+            return 1, "one lane is kept for a while"
+        return 0, f"no call for {self.idle_seconds:g} s"
 
 
 @dataclass(frozen=True)
@@ -95,7 +116,8 @@ class EndJob:
 def plan(model: ModelDemand) -> list[StartJobs | EndJob]:
     """Return what must be done so that a model has the standing jobs that it needs.
 
-    At least one job is kept. There are more if the calls need more than the capacity of one lane.
+    There are several if the calls need more than the capacity of one lane. Without calls, one job is kept, always or
+    for a while.
     """
     actions: list[StartJobs | EndJob] = []
     staying: list[ConnectedJob] = []
@@ -114,11 +136,9 @@ def plan(model: ModelDemand) -> list[StartJobs | EndJob]:
             actions.append(EndJob(waiting.name, "its lane does not connect"))
         elif not waiting.was_lost:  # otherwise, another job replaces it at once
             hopeful.append(waiting)
-    wanted = math.ceil(model.demand / (SPARE_CALLS * model.capacity)) if model.capacity else 1
-    wanted = min(max(wanted, 1), model.most)
     have = len(staying) + len(hopeful)
+    wanted, why = model.wanted(have)
     if have < wanted:
-        why = f"{model.demand} calls, {model.capacity} calls a lane" if wanted > 1 else "one lane is always kept"
         avoid = tuple(sorted({job.glidein for job in model.connected}))
         actions.append(StartJobs(wanted - have, avoid, f"{why}: {wanted} lanes wanted, {have} jobs"))
     surplus = have - wanted
@@ -126,5 +146,5 @@ def plan(model: ModelDemand) -> list[StartJobs | EndJob]:
         actions.append(EndJob(idle.name, "no longer needed"))
         surplus -= 1
     for free in sorted(staying, key=lambda job: job.calls)[: max(0, surplus)]:
-        actions.append(EndJob(free.name, f"not needed for {IDLE_SECONDS:g} s"))
+        actions.append(EndJob(free.name, f"not needed for {IDLE_SECONDS:g} s" if wanted else why))
     return actions

@@ -86,7 +86,7 @@ class LiveService:
         await repeat("standing jobs", self._cycle, self.wake, self._pause)
 
     def _pause(self) -> float:
-        calm = all(model.is_ready and not model.pending for model in self.models.values())
+        calm = all((model.is_ready or model.is_idle) and not model.pending for model in self.models.values())
         return CALM_SECONDS if calm else POLL_SECONDS
 
     async def stop(self, for_good: bool = False) -> None:
@@ -231,7 +231,7 @@ class LiveService:
                 for action in plan(model.demand()):
                     if isinstance(action, EndJob):
                         await self._end(model, action)
-                    else:
+                    elif time.monotonic() >= model.retry_at:
                         await self._start(model, action)
             except CondorError as error:  # the other models may still get their jobs
                 _log.warning("%s: standing jobs: %s", model.offered.name, error)
@@ -280,9 +280,9 @@ class LiveService:
             await self.worker.ask(
                 "submit", model.offered.template, invitations, model.offered.glideins, action.avoid
             )  # fmt: skip
-            model.problem = ""
+            model.note_submission("")
         except CondorError as error:
-            model.problem = str(error)
+            model.note_submission(str(error))
             raise
         finally:
             submitted = time.monotonic()

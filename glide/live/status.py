@@ -22,8 +22,8 @@ class ModelStatus:
     Attributes:
         state: `ready`, or what the model waits for.
         is_ready: whether a lane can compute calls now.
-        not_ready_since: Unix time since when no lane can compute calls; 0 if one can.
-        lanes: number of connected lanes.
+        not_ready_since: Unix time since when no lane can compute calls; 0 if one can, or if nobody needs the model.
+        lanes: number of lanes that can compute calls.
         in_flight: number of calls on lanes.
         queued: number of calls that wait for a lane.
     """

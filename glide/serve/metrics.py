@@ -37,12 +37,12 @@ class ServeMetrics:
 
     def collect(self) -> Iterator[Metric]:
         """Yield the numbers that are read when the metrics are asked for."""
-        lanes = GaugeMetricFamily("glide_serve_lanes", "Connected lanes", labels=("model",))
+        lanes = GaugeMetricFamily("glide_serve_lanes", "Lanes that can compute calls", labels=("model",))
         in_flight = GaugeMetricFamily("glide_serve_in_flight", "Calls on lanes", labels=("model",))
         queued = GaugeMetricFamily("glide_serve_queued", "Calls that wait for a lane", labels=("model",))
         again = GaugeMetricFamily("glide_serve_begun_again", "Calls begun again after a lost lane", labels=("model",))
         for name, model in self.service.models.items():
-            lanes.add_metric((name,), len(model.router.lanes))
+            lanes.add_metric((name,), model.ready_lanes)
             in_flight.add_metric((name,), model.router.in_flight)
             queued.add_metric((name,), model.router.queued)
             again.add_metric((name,), model.router.lost)

@@ -76,7 +76,10 @@ def read_catalogue(files: Sequence[Path]) -> Catalogue:
             for key, spec in file.model_axis.items():
                 template = template_of(source, file, key)
                 folder = source.parent / spec.path if spec.path and "://" not in spec.path else None
-                model = OfferedModel(spec.name, template, file.glideins, source, key, folder, tuple(template.adapters))
+                model = OfferedModel(
+                    spec.name, template, file.glideins, file.idle_seconds, source, key, folder,
+                    tuple(template.adapters),
+                )  # fmt: skip
                 if ":" in model.name:
                     problems.append(f"{source}: the model's name {model.name} has a colon; choose another name")
                 elif spec.name in models:

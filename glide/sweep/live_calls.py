@@ -50,7 +50,7 @@ class LiveCalls:
     ):
         self.run_name = run
         self.folder = folder
-        self.model = LiveModel(template.model, template, glideins)
+        self.model = LiveModel(template.model, template, glideins, None)
         self.on_result = on_result
         self.on_failure = on_failure
         self.served: ServedModel | None = None
@@ -64,7 +64,7 @@ class LiveCalls:
     def is_free(self) -> bool:
         """Whether a lane is connected and has few calls."""
         served = self.served
-        return served is not None and served.is_ready and len(self.tasks) < MOST_CALLS * len(served.router.lanes)
+        return served is not None and served.is_ready and len(self.tasks) < MOST_CALLS * served.ready_lanes
 
     def begin(self, number: str, request: Mapping[str, Any]) -> None:
         """Compute a call. Call this only if `is_free` is true."""

@@ -64,7 +64,7 @@ def served(facts: Facts) -> Iterator[Finding]:
     """Find models of `glide serve` that have not been ready for a long time."""
     for model in facts.serve:
         waits = facts.now - model.not_ready_since
-        if not model.is_ready and waits > READY_SECONDS:
+        if model.not_ready_since and waits > READY_SECONDS:
             yield warning(
                 f"glide serve: {model.model} has not been ready for {duration(waits)}: {model.state}",
                 "see why its job waits: glide status",
