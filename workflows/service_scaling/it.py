@@ -24,7 +24,7 @@ WORK = Workload(claims, "transformers", MODEL, ONE_AT_A_TIME, OWN, GENERATE, BOD
 
 
 def main() -> None:
-    asked = options(__doc__.splitlines()[0], "it", minutes=11, requests=64)
+    asked = options(__doc__.splitlines()[0], "it", minutes=9, requests=64)
     note = f"Each client makes {asked.requests} requests; in the paper 1,024, to a model of 8 B parameters."
     experiment = Experiment(
         "it", "Inference time of services", "How much of a request's time is inference?", notes=[note]

@@ -20,7 +20,7 @@ WORK = Workload(lambda count: [f"request {each}" for each in range(count)], one=
 
 
 def main() -> None:
-    asked = options(__doc__.splitlines()[0], "rt", minutes=15, requests=1024)
+    asked = options(__doc__.splitlines()[0], "rt", minutes=13, requests=1024)
     experiment = Experiment("rt", "Response time of services", "Which parts has a request's time without inference?")
     conduct(experiment, WORK, asked, compare)
 
