@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -11,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from glide.errors import InputError
+from glide.errors import CondorError, InputError
+from glide.live.cycles import repeat
 from glide.live.identity import LiveIdentity
 from glide.live.model import LiveModel, ServedModel
 from glide.live.plan import ConnectedJob, EndJob, ModelDemand, StartJobs, WaitingJob, plan
@@ -214,6 +216,21 @@ def test_held_and_silent_jobs_are_replaced():
         ("a", "held: no such file"), ("b", "its lane does not connect"),
     ]  # fmt: skip
     assert isinstance(start, StartJobs) and start.count == 1
+
+
+def test_outage_of_many_cycles_is_logged_once(caplog):
+    caplog.set_level(logging.INFO, "glide")
+    outcomes = [CondorError("no schedd"), CondorError("no schedd"), None, None, CondorError("no schedd")]
+
+    async def cycle() -> None:
+        if not outcomes:
+            raise asyncio.CancelledError
+        if outcome := outcomes.pop(0):
+            raise outcome
+
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(repeat("jobs", cycle, asyncio.Event(), lambda: 0.0))
+    assert caplog.messages == ["jobs: no schedd", "jobs: HTCondor answers again", "jobs: no schedd"]
 
 
 # ---- secrets -------------------------------------------------------------------------------------

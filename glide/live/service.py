@@ -227,14 +227,11 @@ class LiveService:
         asked = time.monotonic()
         self._note(await self.worker.ask("observe", digests), asked)
         for model in self.models.values():
-            try:
-                for action in plan(model.demand()):
-                    if isinstance(action, EndJob):
-                        await self._end(model, action)
-                    elif time.monotonic() >= model.retry_at:
-                        await self._start(model, action)
-            except CondorError as error:  # the other models may still get their jobs
-                _log.warning("%s: standing jobs: %s", model.offered.name, error)
+            for action in plan(model.demand()):
+                if isinstance(action, EndJob):
+                    await self._end(model, action)
+                elif time.monotonic() >= model.retry_at:
+                    await self._start(model, action)
 
     def _note(self, state: PoolState, asked: float) -> None:
         """Note what the queue and the collector report.
@@ -282,8 +279,9 @@ class LiveService:
             )  # fmt: skip
             model.note_submission("")
         except CondorError as error:
+            if str(error) != model.problem:
+                _log.warning("%s: standing jobs: %s", model.offered.name, error)
             model.note_submission(str(error))
-            raise
         finally:
             submitted = time.monotonic()
             model.pending |= {name: submitted for name in names if name in model.pending}
