@@ -37,9 +37,11 @@ NEWEST ?= $(shell for each in python3.14 python3.13 python3.12; do $$each -c '' 
 	.venv-newest/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[parquet,dev]'
 	@touch $@
 
-soak: setup $(if $(NEWEST),.venv-newest/ready)  ## run the long tests, and on the newest Python all tests without torch
+MINUTES ?= 60
+soak: setup $(if $(NEWEST),.venv-newest/ready)  ## run the long tests, all tests without torch on the newest Python, and an hour of faults (MINUTES=60)
 	$(BIN)/pytest -m soak --timeout 3600
 	$(if $(NEWEST),.venv-newest/bin/pytest -m 'not soak and not models' $(PARALLEL))
+	$(BIN)/python workflows/soak/run.py --minutes $(MINUTES)
 
 check: .venv/ready  ## check lint rules, format and types
 	$(BIN)/ruff check .
