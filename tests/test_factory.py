@@ -319,10 +319,15 @@ def test_factory_reads_queue_despite_nonsense_ad_values(access_point, pool, nons
         for name, text in {Job.TEMPLATE: '"T"', "JobStatus": "5", "HoldReasonCode": "16"}.items():
             access_point.schedd.edit(invoking, name, text)
         (pool.home / "odd.ad").write_text("".join(f"{name} = {text}\n" for name, text in ad.items()))
-        pool.tool("condor_advertise", "-tcp", "UPDATE_STARTD_AD", str(pool.home / "odd.ad"))
-        eventually(lambda: Collector().lanes(["Name"], 'Name == "odd"'), "it advertises")
-        snapshot = observe(lambda: access_point, Collector())
-        assert not snapshot.unavailable_sources and "odd" in {lane.name for lane in snapshot.lanes}
+
+        def observed() -> Any:
+            # The collector keeps the ad's own LastHeardFrom, and may delete the ad at any time, because it seems old.
+            pool.tool("condor_advertise", "-tcp", "UPDATE_STARTD_AD", str(pool.home / "odd.ad"))
+            snapshot = observe(lambda: access_point, Collector())
+            return "odd" in {lane.name for lane in snapshot.lanes} and snapshot
+
+        snapshot = eventually(observed, "the factory observes the lane")
+        assert not snapshot.unavailable_sources
         assert f"{cluster}.0" in {each.job for each in (*snapshot.glideins, *snapshot.ended)}
         Totals().add(snapshot)
         assert json.dumps(status(snapshot), allow_nan=False)
