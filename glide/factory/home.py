@@ -159,7 +159,7 @@ def _key(folder: Path, purpose: str) -> str:
     return hmac.new(secret.read_bytes(), purpose.encode(), "sha256").hexdigest()
 
 
-def delete_old_files(entry: Path, used: Collection[Path], before: float) -> None:
+def delete_old_files(entry: Path, used: Collection[Path], before: float, running: Collection[str], most: int) -> None:
     """Delete old outputs of glideins from an entry's subfolders.
 
     Delete a whole subfolder if it is not in use, and if the subfolder and all its outputs are old.
@@ -168,11 +168,22 @@ def delete_old_files(entry: Path, used: Collection[Path], before: float) -> None
         entry: the folder of the entry.
         used: the subfolders that are in use and must stay.
         before: Unix time. A file or folder is old if its last change was before this time.
+        running: the jobs of the glideins that have not ended, as CLUSTER.PROC. Their outputs stay until they are old.
+        most: maximum number of ended glideins whose outputs stay. The outputs of all earlier ones are old, too.
     """
-    for folder in filter(Path.is_dir, entry.iterdir()):
-        outputs = (*folder.glob("*.out"), *folder.glob("*.err"), *folder.glob("*.logs"))
-        old = [path for path in outputs if path.stat().st_mtime < before]
-        if folder not in used and len(old) == len(outputs) and folder.stat().st_mtime < before:
+    folders = [folder for folder in entry.iterdir() if folder.is_dir()]
+    outputs = {
+        folder: {path: path.stat().st_mtime for kind in ("*.out", "*.err", "*.logs") for path in folder.glob(kind)}
+        for folder in folders
+    }  # fmt: skip
+    changed: dict[str, float] = {}
+    for path, at in (item for found in outputs.values() for item in found.items()):
+        changed[path.stem] = max(at, changed.get(path.stem, 0.0))
+    ended = sorted(changed.keys() - set(running), key=lambda job: changed[job], reverse=True)
+    surplus = set(ended[most:])
+    for folder, found in outputs.items():
+        old = [path for path, at in found.items() if at < before or path.stem in surplus]
+        if folder not in used and len(old) == len(found) and folder.stat().st_mtime < before:
             shutil.rmtree(folder)
             continue
         for path in old:

@@ -35,6 +35,7 @@ QUEUE_SECONDS = 7 * 86400
 TOKEN_SECONDS = 86400
 KEEP_ENDED_SECONDS = 3600  # minimum time that ended glideins stay in the queue, in seconds
 LOG_SECONDS = 7 * 86400  # time that the logs of ended glideins stay on disk, in seconds
+MOST_LOGS = 500  # maximum number of ended glideins of an entry whose logs stay on disk; each has about 14 files
 
 
 def submit(client: SiteClient, action: Submit, snapshot: Snapshot) -> None:
@@ -77,7 +78,8 @@ def _prepare(client: SiteClient, entry: Entry, template: Template | None, snapsh
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     used = {glidein.template for glidein in (*snapshot.glideins, *snapshot.ended)}
     folders = {folder, *(client.entry_folder(entry, each) for each in used)}
-    delete_old_files(folder.parent, folders, snapshot.now - LOG_SECONDS)
+    running = {glidein.job for glidein in snapshot.glideins}
+    delete_old_files(folder.parent, folders, snapshot.now - LOG_SECONDS, running, MOST_LOGS)
     release, archive = _condor_for(client, entry)
     settings = GlideinSettings(
         entry=entry.name, site=client.site.site, collector=client.collector.address, trust_domain=_trust_domain(),
