@@ -52,12 +52,13 @@ class Job:
     TEMPLATE = "GlideTemplate"  # digest of the template that the job wants; in outer jobs, the glidein's first template
     MODEL = "GlideModel"  # name of the model in this template
     ENTRY = "GlideEntry"  # outer job: name of the entry that the glidein was submitted to
-    # A glidein can set an attribute of its outer job only if the name begins with Chirp. It sets these five attributes:
+    # A glidein can set an attribute of its outer job only if the name begins with Chirp. It sets these six attributes:
     STATE = "ChirpGlideState"  # outer job: the last state that the glidein's model server reported
     STATE_SINCE = "ChirpGlideStateSince"  # outer job: Unix time when the state in ChirpGlideState began
     FAILURE = "ChirpGlideFailure"  # outer job: reason why the state in ChirpGlideState is Failed
     SERVED = "ChirpGlideServed"  # outer job: number of records served so far
     ERRORS = "ChirpGlideErrors"  # outer job: number of served records whose result is an error
+    REPORTED_START = "ChirpGlideStart"  # outer job: NumShadowStarts of the glidein that set these attributes
     SPEC = "GlideTemplateSpec"  # the template that the job wants, as JSON; the factory starts glideins with it
     STICKY = "GlideSticky"  # true if this is a sticky job: a job that makes a lane load another template
     BRINGS = "GlideBrings"  # sticky job: digest of the template that the lane must load

@@ -209,8 +209,9 @@ def test_chirp_refuses_outside_files_and_protected_job_attributes(
     # Whichever it was: where other tests share the pool, their factory sees this demand, too.
     mine = f'{Job.ENTRY} =!= undefined && {Job.TEMPLATE} == "{TEMPLATE.digest}"'
     mine += f" && JobStatus == {JobStatus.COMPLETED} && {Job.SERVED} > 0"
-    (ad, *_) = eventually(lambda: access_point.jobs(mine, [Job.STATE, Job.STATE_SINCE]), "a glidein has ended")
-    assert ad[Job.STATE] == State.WARM and ad[Job.STATE_SINCE] > 0
+    reported = [Job.STATE, Job.STATE_SINCE, Job.REPORTED_START]
+    (ad, *_) = eventually(lambda: access_point.jobs(mine, reported), "a glidein has ended")
+    assert ad[Job.STATE] == State.WARM and ad[Job.STATE_SINCE] > 0 and ad[Job.REPORTED_START] == 1
 
 
 @pytest.mark.parametrize("text", ['a "b" \\', "two\nlines\x00", "é" * 2000, '"' * 2000, "\\" * 2000, "\ud800", ""])

@@ -242,6 +242,19 @@ def test_no_record_counts_twice_when_model_name_changes():
     assert totals.total(ERRORS) == 7
 
 
+@pytest.mark.parametrize(
+    ("starts", "reported", "state"), [(1, 1, "Warm"), (2, 2, "Warm"), (2, 1, ""), (1, None, "Warm")]
+)
+def test_report_counts_although_the_clock_of_the_node_is_late(starts, reported, state):
+    ad = {
+        "ClusterId": 1, "ProcId": 0, "JobStatus": JobStatus.COMPLETED, "ServerTime": 300, "NumShadowStarts": starts,
+        "JobCurrentStartDate": 200, Job.ENTRY: "here", Job.TEMPLATE: "T", Job.STATE: State.WARM, Job.STATE_SINCE: 90,
+    }  # fmt: skip
+    ad |= {} if reported is None else {Job.REPORTED_START: reported}
+    (glidein,) = build_snapshot([from_ad(OuterAd, ad)], [], [], {}).ended
+    assert glidein.state == state
+
+
 def test_record_is_counted_once_despite_later_eviction():
     job = {
         "ClusterId": 1, "ProcId": 0, "JobStatus": JobStatus.RUNNING, "ServerTime": 300, "NumShadowStarts": 1,

@@ -150,8 +150,7 @@ def _glidein(job: OuterAd, lanes: Mapping[tuple[str, str], Lane]) -> Glidein:
         hold_reason=job.hold_reason, state=job.state, failure=_failure(job),
         host=(job.slot or job.last_slot).rpartition("@")[2], served=job.served, errors=job.errors, model=job.model,
     )  # fmt: skip
-    if since < job.started:
-        # The outer job has started again since the last report, so the report is out of date.
+    if _is_outdated(job, since):
         glidein = replace(glidein, state="", failure="", served=0, errors=0)
     # If the glidein was retargeted, its lanes have a different template than the outer job. Then `lane` is None.
     lane = lanes.get((glidein.glide_id, glidein.template))
@@ -163,6 +162,17 @@ def _glidein(job: OuterAd, lanes: Mapping[tuple[str, str], Lane]) -> Glidein:
         since = until if job.state_since is None else job.state_since
         glidein = replace(glidein, warm_seconds=max(0.0, until - since))
     return replace(glidein, served=lane.served, errors=lane.errors) if lane else glidein
+
+
+def _is_outdated(job: OuterAd, since: float) -> bool:
+    """Return whether the outer job has started again since the last report of its glidein.
+
+    Args:
+        since: Unix time of the report. It is from the node's clock, which may differ from the access point's.
+    """
+    if job.reported_start is None:
+        return job.starts > 1 and since < job.started
+    return job.reported_start != job.starts
 
 
 def _failure(job: OuterAd) -> str:

@@ -155,6 +155,7 @@ class OuterAd:
         status_since, server_time, started: Unix times when the job got its present status, when the ad was read, and
             when the job last started.
         state, state_since, failure, served, errors: the last report of the glidein's model server.
+        reported_start: the value of `starts` when the reporting glidein started; None from older glideins.
     """
 
     cluster: int = _from("ClusterId", _is_whole_number)
@@ -173,6 +174,7 @@ class OuterAd:
     last_slot: str = _from("LastRemoteHost", _SLOT, "")
     state: str = _from(Job.STATE, _is_text, "")
     state_since: float | None = _from(Job.STATE_SINCE, _is_count, None)
+    reported_start: int | None = _from(Job.REPORTED_START, _is_whole_number, None)
     failure: str = _from(Job.FAILURE, _is_text, "")
     served: int = _from(Job.SERVED, _is_whole_number, 0)
     errors: int = _from(Job.ERRORS, _is_whole_number, 0)

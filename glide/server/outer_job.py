@@ -9,6 +9,7 @@ import asyncio
 import os
 from contextlib import suppress
 
+from glide.job_ad import read_ad
 from glide.server.chirp import Chirp
 from glide.server.status import Status
 from glide.vocabulary import Job
@@ -19,12 +20,14 @@ async def report_to_outer_job(status: Status) -> None:
 
     If a person started the glidein, there is no outer job, and this function does nothing.
     """
-    attributes: dict[str, str | int] = {
-        Job.FAILURE: status.failure, Job.SERVED: status.served, Job.ERRORS: status.errors,
-        Job.STATE_SINCE: int(status.since), Job.STATE: status.state,
-    }  # fmt: skip
     with suppress(KeyError, OSError, ValueError, asyncio.TimeoutError):
         chirp = await Chirp.connect(os.environ["_CONDOR_CHIRP_CONFIG"])
+        attributes: dict[str, str | int] = {
+            # The ad keeps the report of an earlier start. With this number, the factory recognizes it.
+            Job.REPORTED_START: int(read_ad(os.environ.get("_CONDOR_JOB_AD")).get("NumShadowStarts", "1")),
+            Job.FAILURE: status.failure, Job.SERVED: status.served, Job.ERRORS: status.errors,
+            Job.STATE_SINCE: int(status.since), Job.STATE: status.state,
+        }  # fmt: skip
         for name, value in attributes.items():
             await chirp.set_attribute(name, value)
         chirp.close()
