@@ -54,7 +54,8 @@ def test_growing_processes_and_large_logs_are_problems():
 
     assert found("factory", "memory", 40.3) == "" and "memory of factory grows by" in found("factory", "memory", 41.0)
     assert found("condor_schedd", "memory", 80) == found("pool", "files", 80) == ""
-    assert found("GLIDE_HOME", "logs", 49) == "" and found("GLIDE_HOME", "logs", 60) == "logs of GLIDE_HOME have 60 MB"
+    assert found("GLIDE_HOME", "logs", 59) == "" and found("GLIDE_HOME", "files", 7000) == ""
+    assert found("GLIDE_HOME", "logs", 70) == "logs of GLIDE_HOME: 70 MB, which is too much"
 
 
 def test_short_run_has_no_growth():

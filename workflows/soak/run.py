@@ -22,7 +22,7 @@ import yaml
 from faults import Fault, Faults, own_disk, schedule
 from load import LiveLoop, SweepLoop
 from matplotlib.figure import Figure
-from samples import KINDS, LIMIT, MOST_LOGS, WARM_UP_SECONDS, Sample, growth, of_folder, of_processes, problem_of
+from samples import KINDS, LIMIT, MOST, WARM_UP_SECONDS, Sample, growth, of_folder, of_processes, problem_of
 
 from glide.bench.api_server import ApiServer
 from glide.condor import EmbeddedPool, bindings
@@ -217,8 +217,8 @@ class Soak:
             f" {sum(loop.retries for loop in self.calls)} of them, the server has asked the client to try again.",
             "Faults: " + ", ".join(f"{count} × {name}" for name, count in self.counts.items()) + ".",
             f"Growth is the median slope after the first {WARM_UP_SECONDS / 60:g} minutes, in percent of the mean per"
-            f" hour. It may be {LIMIT:g} % for glide's own processes and files, except for logs, which may have"
-            f" {MOST_LOGS:g} MB.",
+            f" hour. It may be {LIMIT:g} % for glide's own processes. glide may have {MOST['files']:g} files, with"
+            f" {MOST['logs']:g} MB of logs.",
         ]
         return problems
 

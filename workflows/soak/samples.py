@@ -13,9 +13,9 @@ from statistics import fmean, median
 WARM_UP_SECONDS = 600.0  # growth in this time from the beginning does not count
 GROUP_SECONDS = 60.0  # the median of the samples of this time is one point of a trend
 LIMIT = 1.0  # largest accepted growth, in percent of the mean per hour
-# Logs grow until they are rotated, so their size is limited instead, in MB: two journals of 10 MB, and the output of
-# the glideins that the factory keeps.
-MOST_LOGS = 50.0
+# Logs and files grow until old ones are deleted, so not their growth, but their amount is limited: two journals of
+# 10 MB, and 14 files of each of the 500 ended glideins whose output the factory keeps.
+MOST = {"logs": 60.0, "files": 8000.0}
 KINDS = {"memory": "MB", "descriptors": "", "threads": "", "logs": "MB", "files": ""}
 
 
@@ -70,9 +70,9 @@ def problem_of(subject: str, kind: str, samples: Sequence[Sample]) -> str:
     """
     if subject == "pool" or subject.startswith("condor_"):
         return ""
-    if kind == "logs":
+    if kind in MOST:
         largest = max(sample.value for sample in samples)
-        return f"logs of {subject} have {largest:.0f} MB" if largest > MOST_LOGS else ""
+        return f"{kind} of {subject}: {largest:.0f} {KINDS[kind]}, which is too much" if largest > MOST[kind] else ""
     grows = growth(samples)
     return "" if grows is None or grows <= LIMIT else f"{kind} of {subject} grows by {grows:.1f} % an hour"
 
