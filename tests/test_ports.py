@@ -321,7 +321,8 @@ def test_lost_glidein_gives_event_and_keeps_results(run: Run):
     run.wait(lambda: "EXECUTE" in run.kinds(rerun), "both jobs execute")  # a running job may still get its input
     run.rig.kill(glidein)
     run.wait(lambda: all(run.kinds(job) & set(LOST) for job in (removed, rerun)), "the event log reports the loss", 5)
-    assert {run.job(part).status for part in (first, second)} == {JobStatus.RUNNING}
+    # Usually the jobs still count as running. On a busy machine, the queue may have noticed the loss, too.
+    assert {run.job(part).status for part in (first, second)} <= {JobStatus.RUNNING, JobStatus.IDLE}
     assert run.peek(first).keys() >= saved.keys()
     run.jobs.remove([run.job(first)], "because of a test")
     assert [job.id for job in run.jobs.queue()] == [rerun.id]
