@@ -15,9 +15,11 @@ import pytest
 from glide.errors import CondorError, InputError
 from glide.live.cycles import repeat
 from glide.live.identity import LiveIdentity
+from glide.live.jobs import PoolState
 from glide.live.model import LiveModel, ServedModel
 from glide.live.plan import ConnectedJob, EndJob, ModelDemand, StartJobs, WaitingJob, plan
 from glide.live.router import MOST_LOSSES, CallRouter, LaneLoad, LiveCall
+from glide.live.service import LiveService
 from glide.serve.answers import answer_of, merged
 from glide.serve.batch_store import BatchStore
 from glide.serve.batches import MOST_BATCHES, BatchRunner
@@ -169,10 +171,10 @@ def test_pause_after_failed_submissions_grows():
     model = ServedModel(LiveModel("m", Template("m", "noop"), 1, None))
     pauses = []
     for _ in range(7):
-        model.note_submission("no schedd")
+        model.note_outcome("no schedd")
         pauses.append(model.pause)
     assert pauses == [1, 2, 4, 8, 10, 10, 10] and model.retry_at > time.monotonic() + 5
-    model.note_submission("")
+    model.note_outcome("")
     assert model.pause == 0 and model.retry_at <= time.monotonic() and model.problem == ""
 
 
@@ -216,6 +218,25 @@ def test_held_and_silent_jobs_are_replaced():
         ("a", "held: no such file"), ("b", "its lane does not connect"),
     ]  # fmt: skip
     assert isinstance(start, StartJobs) and start.count == 1
+
+
+def test_model_whose_actions_fail_does_not_stop_the_others(tmp_path, caplog):
+    submitted = []
+
+    class Worker:
+        async def ask(self, method: str, *arguments: Any) -> Any:
+            if method == "submit" and arguments[0].model == "bad":
+                raise CondorError("refused")
+            submitted.extend([arguments[0].model] if method == "submit" else [])
+            return PoolState((), {})
+
+    models = [LiveModel(name, Template(name, "noop"), 1, None) for name in ("bad", "good")]
+    worker: Any = Worker()
+    service = LiveService(models, LiveIdentity.load(tmp_path), worker)
+    asyncio.run(service._cycle())
+    assert submitted == ["good"] and service.models["bad"].problem == "refused"
+    asyncio.run(service._cycle())  # the other model pauses before its next try
+    assert caplog.messages == ["bad: standing jobs: refused"] and service.models["good"].problem == ""
 
 
 def test_outage_of_many_cycles_is_logged_once(caplog):

@@ -13,7 +13,7 @@ from glide.live.status import ModelStatus
 from glide.template import Template
 from glide.vocabulary import State
 
-SHORTEST_PAUSE, LONGEST_PAUSE = 1.0, 10.0  # seconds from a failed submission to the next one
+SHORTEST_PAUSE, LONGEST_PAUSE = 1.0, 10.0  # seconds until actions that have failed are tried again
 
 
 @dataclass(frozen=True)
@@ -47,9 +47,9 @@ class ServedModel:
         peaks: numbers of unfinished calls with their times (monotonic seconds), for the demand.
         capacity: the last known number of calls that an engine should have at a time.
         last_call: Unix time when a call was unfinished for the last time, or when this server has started.
-        problem: why no further standing job could be submitted; empty if there is no reason.
-        pause: seconds from the last submission, which has failed, to the next one; 0 if it has not failed.
-        retry_at: time before which no further submission is tried (monotonic seconds).
+        problem: why the last actions, such as a submission, have failed; empty if they have not.
+        pause: seconds from the last actions, which have failed, to the next ones; 0 if they have not failed.
+        retry_at: time before which nothing is tried again (monotonic seconds).
         not_ready_since: Unix time since when no lane can compute calls; 0 if one can, or if the model is idle.
     """
 
@@ -68,8 +68,8 @@ class ServedModel:
     retry_at: float = 0.0
     not_ready_since: float = field(default_factory=time.time)
 
-    def note_submission(self, problem: str) -> None:
-        """Note why a submission has failed; empty if it has not. The pause doubles with each failure."""
+    def note_outcome(self, problem: str) -> None:
+        """Note why the planned actions have failed; empty if they have not. The pause doubles with each failure."""
         self.problem = problem
         self.pause = min(max(2 * self.pause, SHORTEST_PAUSE), LONGEST_PAUSE) if problem else 0.0
         self.retry_at = time.monotonic() + self.pause

@@ -227,11 +227,19 @@ class LiveService:
         asked = time.monotonic()
         self._note(await self.worker.ask("observe", digests), asked)
         for model in self.models.values():
-            for action in plan(model.demand()):
-                if isinstance(action, EndJob):
-                    await self._end(model, action)
-                elif time.monotonic() >= model.retry_at:
-                    await self._start(model, action)
+            if time.monotonic() < model.retry_at:
+                continue
+            try:
+                for action in plan(model.demand()):
+                    if isinstance(action, EndJob):
+                        await self._end(model, action)
+                    else:
+                        await self._start(model, action)
+                model.note_outcome("")
+            except CondorError as error:  # the other models may still get their jobs
+                if str(error) != model.problem:
+                    _log.warning("%s: standing jobs: %s", model.offered.name, error)
+                model.note_outcome(str(error))
 
     def _note(self, state: PoolState, asked: float) -> None:
         """Note what the queue and the collector report.
@@ -277,11 +285,6 @@ class LiveService:
             await self.worker.ask(
                 "submit", model.offered.template, invitations, model.offered.glideins, action.avoid
             )  # fmt: skip
-            model.note_submission("")
-        except CondorError as error:
-            if str(error) != model.problem:
-                _log.warning("%s: standing jobs: %s", model.offered.name, error)
-            model.note_submission(str(error))
         finally:
             submitted = time.monotonic()
             model.pending |= {name: submitted for name in names if name in model.pending}
