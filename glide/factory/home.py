@@ -171,14 +171,15 @@ def delete_old_files(entry: Path, used: Collection[Path], before: float, running
         running: the jobs of the glideins that have not ended, as CLUSTER.PROC. Their outputs stay until they are old.
         most: maximum number of ended glideins whose outputs stay. The outputs of all earlier ones are old, too.
     """
-    folders = [folder for folder in entry.iterdir() if folder.is_dir()]
+    kinds = ("*.out", "*.err", "*.logs")
     outputs = {
-        folder: {path: path.stat().st_mtime for kind in ("*.out", "*.err", "*.logs") for path in folder.glob(kind)}
-        for folder in folders
+        folder: {path: path.stat().st_mtime for kind in kinds for path in folder.glob(kind)}
+        for folder in filter(Path.is_dir, entry.iterdir())
     }  # fmt: skip
     changed: dict[str, float] = {}
-    for path, at in (item for found in outputs.values() for item in found.items()):
-        changed[path.stem] = max(at, changed.get(path.stem, 0.0))
+    for found in outputs.values():
+        for path, at in found.items():
+            changed[path.stem] = max(at, changed.get(path.stem, 0.0))
     ended = sorted(changed.keys() - set(running), key=lambda job: changed[job], reverse=True)
     surplus = set(ended[most:])
     for folder, found in outputs.items():
