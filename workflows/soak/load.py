@@ -130,7 +130,8 @@ class LiveLoop(threading.Thread):
         for _ in range(CALL_TRIES):
             try:
                 answer = self.server.ask("/completions", {"model": self.model, "prompt": prompt, "max_tokens": 4})
-                assert isinstance(answer["choices"][0]["text"], str)
+                if not isinstance(answer["choices"][0]["text"], str):
+                    raise ValueError(f"the answer has no text: {answer}")
                 return
             except HTTPError as error:
                 if "Retry-After" not in error.headers:

@@ -13,6 +13,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -162,14 +163,13 @@ class Soak:
 
     def _let_happen(self, faults: Faults) -> None:
         began = time.monotonic()
-        for fault in [*schedule(self.seconds), Fault(self.seconds, "")]:
+        for fault in schedule(self.seconds):
             time.sleep(max(0.0, began + fault.second - time.monotonic()))
-            if not fault.name:
-                return
             if fault.name != "glidein":
                 print(f"soak: {fault.second:.0f} s: {fault.name}; {self._progress()}", file=sys.stderr, flush=True)
             faults.happen(fault)
             self.happened.append(Fault(time.monotonic() - began, fault.name))
+        time.sleep(max(0.0, began + self.seconds - time.monotonic()))
 
     def _progress(self) -> str:
         records = sum(loop.counts["records"] for loop in self.sweeps)
@@ -200,8 +200,9 @@ class Soak:
                 kind, subject, number(values[0], unit), number(median(values), unit), number(values[-1], unit),
                 "" if grows is None else f"{grows:+.2f} %",
             ))  # fmt: skip
-            problems += [text for text in (problem_of(subject, kind, samples),) if text]
-        sweeps = sum((loop.counts for loop in self.sweeps), start=type(self.sweeps[0].counts)())
+            if problem := problem_of(subject, kind, samples):
+                problems.append(problem)
+        sweeps = sum((loop.counts for loop in self.sweeps), Counter[str]())
         seconds = sorted(second for loop in self.calls for second in loop.seconds)
         experiment.data |= {
             "sweeps": dict(sweeps), "calls": len(seconds), "faults": dict(self.counts), "problems": problems,
@@ -230,11 +231,12 @@ class Soak:
 
     def figure(self) -> Figure:
         """Draw each kind of value over time, relative to its median. Vertical lines are faults other than kills."""
+        series = self._series()
         with style():
             drawn = Figure(figsize=(9.0, 9.0))
             panels = drawn.subplots(len(KINDS), 1, sharex=True)
             for axes, kind in zip(panels, KINDS, strict=True):
-                for (subject, each), samples in self._series().items():
+                for (subject, each), samples in series.items():
                     if each == kind:
                         middle = median(sample.value for sample in samples) or 1.0
                         minutes = [sample.second / 60 for sample in samples]
