@@ -122,7 +122,7 @@ def test_response_time_equals_communication_plus_service_plus_inference(left):
 @pytest.mark.pool
 def test_benchmark_measures_total_and_server_seconds_of_jobs(pool, factory, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(SCRIPTS)
-    from services import InvocationJobs
+    from clients import InvocationJobs
 
     template = Template("carried", "noop", options={"record_seconds": 0.001})
     jobs = InvocationJobs(Rig(tmp_path, pool, pool), template, 1, [["a", "b"], ["c", "d"]], generate={})

@@ -17,9 +17,10 @@ from datetime import datetime
 from pathlib import Path
 from statistics import fmean
 
+from clients import Clients
 from endpoint import OPTIONS
 from matplotlib.figure import Figure
-from services import MODEL, Claim, Clients, as_notes, report_progress, services, wait_until
+from services import MODEL, Claim, as_notes, report_progress, services, wait_until
 
 from glide.bench.rig import Rig
 from glide.condor import AccessPoint, Collector

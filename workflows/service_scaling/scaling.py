@@ -19,21 +19,10 @@ from pathlib import Path
 from statistics import fmean, median, quantiles
 from typing import Any
 
+from clients import Clients, InvocationJobs, LiveClients
 from endpoint import NAME as REMOTE
 from matplotlib.figure import Figure
-from services import (
-    LIVE,
-    Claim,
-    Clients,
-    Endpoints,
-    InvocationJobs,
-    LiveClients,
-    as_notes,
-    endpoints,
-    live_services,
-    report_progress,
-    services,
-)  # fmt: skip
+from services import LIVE, Claim, Endpoints, as_notes, endpoints, live_services, report_progress, services
 
 from glide.bench.rig import Rig
 from glide.report.experiment import Comparison, Experiment, Measurement, arguments, positive
