@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from glide.condor import bindings
 from glide.condor.bounded import CALL_SECONDS, Answer, isolated
+from glide.condor.queries import query_schedd
 from glide.condor.signals import defer_signals
 from glide.errors import CondorError, CondorRefused
 from glide.vocabulary import JobStatus
@@ -25,15 +26,6 @@ EDIT_SECONDS = 0.1  # additional time limit for each edit of one call, in second
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 # Key: the address of an access point. Value: the user name that the access point gives to this account.
 _USERS: dict[str, str] = {}
-
-
-def ad_to_dict(ad: Any) -> dict[str, Any]:
-    """Return a ClassAd as a dict of Python values. Leave out attributes whose value is undefined or an error."""
-    expression, nothing = bindings.classad2.ExprTree, bindings.classad2.Value
-    # Most attributes are plain values. Only expressions are evaluated, because evaluating all attributes of a large
-    # queue takes six times as long.
-    values = ((name, ad.eval(name) if isinstance(value, expression) else value) for name, value in ad.items())
-    return {name: value for name, value in values if not isinstance(value, nothing)}
 
 
 class AccessPoint:
@@ -152,7 +144,6 @@ class AccessPoint:
                 raise CondorError(f"the input files could not be spooled: {error}") from None
         return cluster
 
-    @defer_signals()
     def jobs(self, constraint: str, attributes: Iterable[str], limit: int = -1) -> list[dict[str, Any]]:
         """Return attributes of each job that a constraint selects. Attributes that a job does not define are left out.
 
@@ -164,7 +155,8 @@ class AccessPoint:
             limit: maximum number of jobs; -1: no maximum.
         """
         wanted = {*attributes, "JobStatus", "HoldReasonCode", "EnteredCurrentStatus", "ServerTime"}
-        jobs = [ad_to_dict(ad) for ad in self._call("query", constraint, list(wanted), limit=limit)]
+        with self._locating_again():
+            jobs = query_schedd(str(self.location), constraint, list(wanted), limit)
         for job in jobs:
             spooling = job.get("JobStatus") == JobStatus.HELD and job.get("HoldReasonCode") == SPOOLING_INPUT
             # A user can delete the attribute EnteredCurrentStatus of a job, or can set the attribute to a string.
@@ -235,8 +227,14 @@ class AccessPoint:
         Raises:
             CondorError: the call failed, or took longer than `seconds`.
         """
-        try:
+        with self._locating_again():
             return isolated(call, seconds)
+
+    @contextmanager
+    def _locating_again(self) -> Iterator[None]:
+        """If the block raises CondorError, ask the collector for the schedd's address before the next call."""
+        try:
+            yield
         except CondorError:
             self._found = None
             raise

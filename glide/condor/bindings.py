@@ -13,6 +13,8 @@ from typing import Any
 
 QUERY_SECONDS = "20"  # time limit of a query to a daemon, in seconds; HTCondor's default is 60
 
+reloads = 0  # how often `reload` was called in this process
+
 
 def __getattr__(name: str) -> Any:
     if name not in ("htcondor2", "classad2"):
@@ -26,6 +28,8 @@ def __getattr__(name: str) -> Any:
 
 def reload() -> None:
     """Read HTCondor's configuration again, because CONDOR_CONFIG may name a different pool now."""
+    global reloads
+    reloads += 1
     if module := globals().get("htcondor2"):
         module.reload_config(os.environ.get("CONDOR_CONFIG"))
         module.param["QUERY_TIMEOUT"] = QUERY_SECONDS

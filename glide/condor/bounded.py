@@ -91,6 +91,11 @@ def _answer(pipe: Connection, question: Callable[[], Any]) -> None:
     end_with_parent()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)
+    answer(pipe, question)
+
+
+def answer(pipe: Connection, question: Callable[[], Any]) -> None:
+    """Make a call, and send its result to a pipe. If the call raises an error, send a NoReply."""
     try:
         pipe.send(question())
     except CondorError as error:

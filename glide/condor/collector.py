@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable
 from typing import Any
 
 from glide.condor import bindings
-from glide.condor.access_point import ad_to_dict
+from glide.condor.queries import query_collector
 from glide.condor.signals import defer_signals
 from glide.errors import CondorError
 
@@ -34,13 +34,10 @@ class Collector:
         found = self._call("locate", bindings.htcondor2.DaemonType.Collector)
         return str(found["MyAddress"])
 
-    @defer_signals()
     def lanes(self, attributes: Iterable[str], constraint: str = "GlideId =!= undefined") -> list[dict[str, Any]]:
         """Return the requested attributes of each lane. Attributes that a lane does not define are left out."""
-        found = self._call("query", bindings.htcondor2.AdType.Slot, constraint, list(attributes))
-        return [ad_to_dict(ad) for ad in found]
+        return query_collector(self.given_address, "Slot", constraint, list(attributes))
 
-    @defer_signals()
     def ads(
         self, attributes: Iterable[str], expressions: Collection[str] = (), constraint: str = "true"
     ) -> list[dict[str, Any]]:
@@ -51,18 +48,15 @@ class Collector:
             expressions: names of the attributes to return as texts, without evaluating their expressions.
             constraint: expression that selects the ads.
         """
-        found = self._call("query", bindings.htcondor2.AdType.Any, constraint, [*attributes, *expressions])
-        return [ad_to_dict(ad) | {name: str(ad.lookup(name)) for name in expressions if name in ad} for ad in found]
+        return query_collector(self.given_address, "Any", constraint, list(attributes), tuple(expressions))
 
-    @defer_signals()
     def age(self) -> float:
         """Return the seconds since the collector started. A collector that has just started has no ads.
 
         If the pool has several collectors, return the age of the youngest collector. If no collector reports its age,
         return infinity.
         """
-        found = self._call("query", bindings.htcondor2.AdType.Collector, "true", ["StatsLifetime"])
-        ads = [ad_to_dict(ad) for ad in found]
+        ads = query_collector(self.given_address, "Collector", "true", ["StatsLifetime"])
         known = [float(ad["StatsLifetime"]) for ad in ads if isinstance(ad.get("StatsLifetime"), int)]
         return min(known, default=float("inf"))
 
