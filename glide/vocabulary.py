@@ -37,6 +37,9 @@ class Machine:
     WARM_SECONDS = "GlideWarmSeconds"  # time to warm up the loaded model, in seconds
     GPU_NAME = "GlideGpuName"  # name of the GPU that the engine uses; absent if the engine uses no GPU
     GPU_CAPABILITY = "GlideGpuCapability"  # lowest CUDA compute capability of the glidein's GPUs; absent without GPUs
+    GPU_JOULES = "GlideGpuJoules"  # energy in J that the glidein's GPUs have used since its model server started
+    DEVICES = "GlideDevices"  # number of devices (GPUs, or CPU cores without GPUs) of the glidein, divided by its lanes
+    PRICE = "GlidePrice"  # price of one device for one hour, from the site file; absent if the site file has none
     SERVICE = "GlideService"  # URL of the service that runs the model, if the model is not on this node
     RETIRES = "GlideRetires"  # Unix time after which the lane accepts no new job
     CACHED = "GlideCached"  # short digests of the file sets in the host's cache, separated by commas

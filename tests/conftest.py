@@ -25,7 +25,7 @@ SITE = {
     "site": "testing",
     "interval": 1,
     "entries": [
-        {"name": "here", "max_glideins": 6, "request": {"memory": 600, "disk": 100}, "idle_seconds": 15},
+        {"name": "here", "max_glideins": 6, "request": {"memory": 600, "disk": 100}, "idle_seconds": 15, "price": 3.6},
     ],
 }
 

@@ -162,6 +162,25 @@ def test_status_explains_why_job_without_glidein_is_idle(factory, access_point):
         access_point.remove(f"ClusterId == {cluster}", "test over")
 
 
+def test_device_hours_and_costs_are_reported(factory, access_point, sweep: SweepFolder):
+    model = {"name": "paid", "engine": "noop", "options": {"record_seconds": 0.02}}
+    done = sweep.write(noop_records(300), model=model, glideins=1).run()
+    assert done.returncode == Exit.OK, done.stderr
+    (used,) = json.loads(glide("sweep", "report", str(sweep.file), "--json").stdout)["report"]["usage"].values()
+    hours = used["device_hours"]
+    assert hours["productive"] > 300 * 0.02 / 3600 / 2  # one core, whose two lanes share the engine
+    assert used["cost"] == pytest.approx(3.6 * sum(hours.values()))
+
+    def mine() -> list[dict]:
+        (site,) = json.loads(glide("status", "--json").stdout)["sites"]
+        rows = [row for row in site["usage"]["rows"] if row["model"] == "paid" and row["user"] == access_point.user]
+        return [row for row in rows if row["device_hours"]["productive"]]
+
+    (row,) = eventually(mine, "the factory has accounted for it")
+    assert row["entry"] == "here" and row["cost"] == pytest.approx(3.6 * sum(row["device_hours"].values()), abs=1e-3)
+    assert "paid" in glide("status").stdout
+
+
 def test_sweep_stops_with_reason_if_model_cannot_load(factory, sweep: SweepFolder):
     model = {"name": "corrupt", "engine": "noop", "options": {"crash_in": "Loading"}}
     process = sweep.write(noop_records(3), model=model).start()

@@ -80,6 +80,29 @@ def test_categories_of_lane_time_add_up_to_total():
     assert sum(sum(spent.values()) for spent in goodput.values()) == pytest.approx(connected)
 
 
+def test_usage_has_device_hours_cost_and_energy():
+    """Two lanes share a GPU with a price. A lane on CPU cores has neither price nor energy."""
+    gpu = {"device": "GPU X", "devices": 0.5, "price": 3.0}
+    told = [
+        line(0, run="r"), lane(0, "a@x", State.LOADING, **gpu, joules=36_000), lane(0, "b@x", State.LOADING, **gpu),
+        lane(0, "a@y", State.WARM, devices=2.0), lane(1800, "a@x", State.WARM), lane(1800, "b@x", State.WARM),
+        line(1800, lane="b@x", joules=36_000), *carried("p", "a@x", 1800, 3600), line(3000, lane="a@x", joules=396_000),
+        line(3600, lane="a@x", joules=756_000), line(3600, counts={}, end="finished"),
+    ]  # fmt: skip
+    usage = timeline.usage(histories.read(told))
+    assert usage["GPU X"] == {
+        "device_hours": {"productive": 0.25, "loading": 0.5, "lost": 0, "idle": 0.25}, "kwh": 0.2, "cost": 3.0,
+    }  # fmt: skip
+    assert usage[CPU]["device_hours"]["idle"] == 2.0
+    assert (usage[CPU]["kwh"], usage[CPU]["cost"]) == (None, None)
+
+
+def test_history_of_an_older_version_has_no_usage():
+    assert timeline.usage(histories.read(TWO_LANES))["GPU X"] == {
+        "device_hours": {"productive": 0, "loading": 0, "lost": 0, "idle": 0}, "kwh": None, "cost": None,
+    }  # fmt: skip
+
+
 def test_model_load_during_job_counts_as_loading_time():
     told = [line(0, run="r"), lane(0, "a@x", State.WARM), line(1, lane="a@x", load=0.0), *carried("p", "a@x", 2, 12)]
     told += [line(15, lane="a@x", load=6.0), *carried("q", "a@x", 15, 20), line(20, counts={}, end="finished")]

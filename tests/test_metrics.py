@@ -79,9 +79,12 @@ def test_prometheus_has_all_metrics_used_by_dashboard(factory, sweep: SweepFolde
             server.stop()
         _, _, text = web.ask("/metrics", headers={"Authorization": f"Bearer {token.read_text()}"})
     assert checked(prometheus, text) == ""
-    assert "metrics-model" in text and "daemon@" not in text
+    used = [line for line in text.splitlines() if "daemon@" in line]
+    assert "metrics-model" in text and used
+    assert {line.split("{")[0] for line in used} == USAGE  # only owners of entries can use devices
 
 
+USAGE = {"glide_device_seconds_total", "glide_gpu_energy_joules_total", "glide_cost_total"}
 # What only waiting glideins, unfinished jobs and lanes have, which may all be gone by now; the test below sees them.
 LATER = {"glide_entry_token_expiry_seconds", "glide_jobs", "glide_lanes", "glide_records_left"}
 

@@ -1,5 +1,6 @@
 """Queries to a real pool: they come from a process of their own, and this process does not grow."""
 
+import fcntl
 import os
 import signal
 import sys
@@ -107,6 +108,19 @@ def test_forked_process_has_its_own(sender):
     if pid == 0:
         os._exit(0 if jobs() == [] else 1)
     assert os.waitpid(pid, 0)[1] == 0
+    assert jobs() == []
+
+
+def test_process_holds_no_pipe_or_lock_of_its_parent(sender, tmp_path):
+    reading, writing = os.pipe()
+    with (tmp_path / "lock").open("w") as locked, (tmp_path / "lock").open("w") as again:
+        fcntl.flock(locked, fcntl.LOCK_EX)
+        assert jobs() == []
+        locked.close()
+        fcntl.flock(again, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    os.close(writing)
+    assert os.read(reading, 1) == b""  # without the end of the other side, this would wait
+    os.close(reading)
     assert jobs() == []
 
 

@@ -278,8 +278,8 @@ def test_sweep_refuses_a_site_that_lacks_what_its_model_needs(tmp_path):
 # ---- what the driver of a GPU reports ------------------------------------------------------------
 
 SMI = """#!/bin/sh
-echo 0, GPU-aaaa1111-2222, NVIDIA A100-SXM4, 3, 40960, 8.0
-echo 1, GPU-bbbb1111-2222, Tesla P100, USED, 16384, 6.0
+echo 0, GPU-aaaa1111-2222, NVIDIA A100-SXM4, 3, 40960, 8.0, 61.50
+echo 1, GPU-bbbb1111-2222, Tesla P100, USED, 16384, 6.0, [N/A]
 """
 
 
@@ -306,6 +306,10 @@ def test_visible_gpus_are_found_by_index_or_short_uuid(nvidia, monkeypatch, visi
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     assert [gpu.name for gpu in gpus.gpus()] == names
+
+
+def test_power_is_unknown_if_the_driver_does_not_report_it(nvidia):
+    assert [gpu.watts for gpu in gpus.gpus()] == [61.5, None]
 
 
 def test_program_starts_only_when_the_memory_of_its_gpu_is_free(nvidia):

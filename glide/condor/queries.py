@@ -13,6 +13,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from multiprocessing.connection import Connection
 from typing import Any
@@ -114,7 +115,7 @@ class QueryProcess:
         bindings.version()  # import the bindings before the fork, so that each new process has them at once
         context = multiprocessing.get_context("fork")
         here, there = context.Pipe()
-        self._process = context.Process(target=_serve, args=(here, there), daemon=True)
+        self._process = context.Process(target=_serve, args=(there,), daemon=True)
         try:
             self._process.start()
         except OSError as error:
@@ -138,10 +139,14 @@ class QueryProcess:
         self._pipe = None
 
 
-def _serve(parents: Connection, pipe: Connection) -> None:
+def _serve(pipe: Connection) -> None:
     """Answer the queries that arrive at a pipe until the pipe is closed."""
-    parents.close()  # otherwise this process would not see that its parent has closed the pipe
     end_with_parent()
+    # Close all files that the parent had open, so that it alone decides how long its pipes, connections and locks last.
+    for number in map(int, os.listdir("/proc/self/fd")):
+        if number > 2 and number != pipe.fileno():
+            with suppress(OSError):
+                os.close(number)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal reaches all processes; the parent decides
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     while True:

@@ -233,6 +233,8 @@ class Entry(Strict):
         cache: cache of model files on the nodes.
         downtimes: periods in which nothing is submitted. By default none.
         breaker: circuit breaker, which stops submissions while glideins fail.
+        price: price of one device for one hour, for the costs in reports. A device is a GPU, or a CPU core if the
+            glideins request no GPU. By default no costs are reported.
         knobs: further HTCondor settings for glideins (name: value). They override glide's settings. By default none.
     """
 
@@ -260,6 +262,7 @@ class Entry(Strict):
     cache: CacheSettings = CacheSettings()
     downtimes: tuple[Downtime, ...] = ()
     breaker: Breaker = Breaker()
+    price: Number | None = Field(None, ge=0)
     knobs: dict[KnobName, KnobValue] = Field(default_factory=dict)
 
     @model_validator(mode="after")
@@ -269,6 +272,11 @@ class Entry(Strict):
         if self.cache.share_compiled and self.users_code and len(self.owners) > 1:
             raise ValueError("with share_compiled, one owner's code could change what others run; remove users_code")
         return self
+
+    @property
+    def devices(self) -> int:
+        """Return the number of devices of each glidein: GPUs, or CPU cores if the glideins request no GPU."""
+        return self.request.gpus or self.request.cpus
 
     @property
     def outer_pool(self) -> Pool | Login | None:

@@ -24,6 +24,7 @@ from glide.factory.plausibility import baseline, reject_implausible
 from glide.factory.seed import Seed
 from glide.factory.site_client import SiteClient
 from glide.factory.snapshot import Snapshot
+from glide.factory.usage import Usage
 from glide.factory.watchdog import notify, time_limit
 from glide.files.share import address_towards
 from glide.protocol.names import printable
@@ -65,6 +66,7 @@ class Factory:
         self.errors: set[str] = set()  # errors of this cycle
         self.baselines: dict[str, Snapshot] = {}  # for each site: the snapshot that the next snapshot is compared with
         self.journals = {site.site: Journal(site_folder(site)) for site in self.sites.values()}
+        self.usages = {site.site: Usage(site_folder(site)) for site in self.sites.values()}
         self.events = EventLog()
         self.glideins: set[str] = set()  # outer jobs of the glideins
         self.seeds: dict[str, Seed] = {}  # the seed of each site
@@ -96,6 +98,9 @@ class Factory:
                     self._drain()
             for seed in self.seeds.values():
                 seed.stop()
+            for usage in self.usages.values():
+                with suppress(OSError):  # the last seconds are lost
+                    usage.write()
 
     def _wait(self) -> None:
         """Wait until the next cycle is due.
@@ -146,8 +151,9 @@ class Factory:
             self.baselines[site.site] = baseline(snapshot, actions, before)
         try:
             self.journals[site.site].write(snapshot, actions, refused)
-        except OSError as error:  # the cycle continues, because no decision depends on the journal
-            self._log_errors(site, [f"cannot write the journal: {error}"])
+            self.usages[site.site].add(snapshot, site)
+        except OSError as error:  # the cycle continues, because no decision depends on these files
+            self._log_errors(site, [f"cannot write the journal or the usage: {error}"])
         if not snapshot.unavailable_sources:
             self._log_errors(site, housekeeping(client, snapshot))
         return {glidein.job for glidein in snapshot.glideins}

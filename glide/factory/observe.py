@@ -93,7 +93,9 @@ def build_snapshot(
     Args:
         specs: a dict from the digest of each template to the template, as the ads of jobs describe it.
     """
-    advertised = tuple(map(_lane, lanes))
+    invocations = list(invocations)
+    users = {job.slot: job.user for job in invocations if job.slot}
+    advertised = tuple(_lane(ad, users.get(ad.name, "")) for ad in lanes)
     by_glidein = {(lane.glide_id, lane.template): lane for lane in advertised}
     glideins = [_glidein(job, by_glidein) for job in outer_jobs]
     return Snapshot(
@@ -188,7 +190,7 @@ def _failure(job: OuterAd) -> str:
     return f"killed by signal {job.signal}" if job.by_signal else f"exit code {job.code}"
 
 
-def _lane(ad: LaneAd) -> Lane:
+def _lane(ad: LaneAd, user: str) -> Lane:
     times = (ad.fetch_seconds, ad.import_seconds, ad.load_seconds, ad.warm_seconds)
     return Lane(
         glide_id=ad.glide_id, entry=ad.entry, template=ad.template, model=ad.model, state=ad.state,
@@ -196,6 +198,7 @@ def _lane(ad: LaneAd) -> Lane:
         record_seconds=ad.record_seconds, start_seconds=sum(seconds or 0.0 for seconds in times),
         retires=ad.retires, served=ad.served, errors=ad.errors, name=ad.name, fetched=ad.fetched,
         cached=tuple(ad.cached.split(",")), asleep=tuple(ad.asleep.split(",")), gpu_capability=ad.gpu_capability,
+        joules=ad.joules, user=user,
     )  # fmt: skip
 
 

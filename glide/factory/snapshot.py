@@ -75,6 +75,8 @@ class Lane:
         cached: short digests of the file sets that are on the lane's host.
         asleep: digests of the templates that the lane's glidein can wake up.
         gpu_capability: CUDA compute capability of the glidein's GPUs; 0 if it has none.
+        joules: energy that the glidein's GPUs have used, in J; None if it is not known.
+        user: User of the invocation job that runs on the lane; empty if none does.
     """
 
     glide_id: str
@@ -95,6 +97,8 @@ class Lane:
     cached: tuple[str, ...] = ()
     asleep: tuple[str, ...] = ()
     gpu_capability: float = 0.0
+    joules: float | None = None
+    user: str = ""
 
 
 @dataclass(frozen=True)

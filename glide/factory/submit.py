@@ -90,7 +90,7 @@ def _prepare(client: SiteClient, entry: Entry, template: Template | None, snapsh
         cache=entry.cache.folder, cache_gigabytes=entry.cache.gigabytes,
         upload_megabytes=entry.cache.upload_megabytes, users_code=entry.users_code, programs=entry.programs,
         compiled_key=compiled_key(entry.name, client.folder) if entry.cache.share_compiled else "",
-        knobs=entry.knobs,
+        devices=entry.devices, price=entry.price, knobs=entry.knobs,
     )  # fmt: skip
     mint_token(client, entry, digest)
     publish(folder / "glidein.json", settings.to_json())

@@ -208,18 +208,20 @@ def _lanes(settings: GlideinSettings, node: GlideinNode) -> dict[str, str]:
     settled = ",".join((State.BLANK, State.WARM, State.FAILED))
     almost_warm = f'stringListMember({Machine.STATE}, "{",".join(State.EARLY)}")'
     early = f"TARGET.{Job.EARLY} =?= true && TARGET.{Job.STICKY} =!= true && {almost_warm}"
+    attributes = {
+        Machine.ID: f'"{node.glide_id}"', Machine.ENTRY: f'"{settings.entry}"', Machine.SITE: f'"{settings.site}"',
+        Machine.PROTOCOL: str(VERSION),
+        Machine.INVOKE: f'"{node.invoke}"', Machine.SOCKET: f'"{node.endpoint}"', Machine.RETIRES: str(node.retires),
+        Machine.DEVICES: str(settings.devices / settings.lanes),
+        **({} if settings.price is None else {Machine.PRICE: str(float(settings.price))}),
+    }  # fmt: skip
     owners = " || ".join(f'TARGET.User =?= "{owner}"' for owner in settings.owners)
     return {
         "NUM_CPUS": str(settings.lanes), "NUM_SLOTS": str(settings.lanes), "SLOT_TYPE_1": "cpus=1",
         "NUM_SLOTS_TYPE_1": str(settings.lanes),
         # Lanes have no GPU, because only the model server uses the GPU. A job on a lane only connects to the server.
         "STARTD_DETECT_GPUS": "", "MACHINE_RESOURCE_GPUs": "0",
-        Machine.ID: f'"{node.glide_id}"', Machine.ENTRY: f'"{settings.entry}"', Machine.SITE: f'"{settings.site}"',
-        Machine.PROTOCOL: str(VERSION),
-        Machine.INVOKE: f'"{node.invoke}"', Machine.SOCKET: f'"{node.endpoint}"', Machine.RETIRES: str(node.retires),
-        "STARTD_ATTRS": ", ".join(
-            [Machine.ID, Machine.ENTRY, Machine.SITE, Machine.PROTOCOL, Machine.INVOKE, Machine.SOCKET, Machine.RETIRES]
-        ),
+        **attributes, "STARTD_ATTRS": ", ".join(attributes),
         # An invocation job's requirements check the lane's template and the lane's state. When HTCondor reuses a claim,
         # it checks START again, but not the job's requirements. So START also checks the lane's template and state.
         # If a user's code is loaded, START accepts only this user's jobs and the factory's sticky jobs.

@@ -49,6 +49,8 @@ class GlideinSettings:
         compiled_key: key with which the entry's glideins exchange compiled code; empty if they do not.
         users_code: True to allow templates with users' code although there are several owners. If there is only one
             owner, such templates are always allowed.
+        devices: number of GPUs, or of CPU cores if the glidein has no GPU.
+        price: price of one device for one hour; None if it is not known.
         programs: programs that serve models and are not a user's code, and the allowed flags of each; None for glide's
             own lists (glide.programs).
         knobs: names and values of further HTCondor settings. They override glide's own settings.
@@ -74,6 +76,8 @@ class GlideinSettings:
     compiled_key: str = ""
     users_code: bool = False
     programs: dict[str, list[str]] | None = None
+    devices: int = 1
+    price: float | None = None
     knobs: dict[str, str] = field(default_factory=dict)
 
     def to_json(self) -> str:

@@ -112,6 +112,9 @@ class LaneAd:
     prefix_hits: float | None = _from(Machine.PREFIX_HITS, _is_count, None)
     gpu_name: str | None = _from(Machine.GPU_NAME, _is_text, None)
     gpu_capability: float = _from(Machine.GPU_CAPABILITY, _is_count, 0.0)
+    joules: float | None = _from(Machine.GPU_JOULES, _is_count, None)
+    devices: float = _from(Machine.DEVICES, _is_count, 0.0)
+    price: float | None = _from(Machine.PRICE, _is_count, None)
     service: str | None = _from(Machine.SERVICE, _is_text, None)
     protocol: int = _from(Machine.PROTOCOL, _is_whole_number, 1)
 
@@ -129,6 +132,7 @@ class InvocationAd:
         left: number of the run's records that are in no job yet.
         wanted: maximum number of glideins that the run may have at the same time.
         standing: whether the job serves live calls and runs until `glide serve` ends it.
+        slot: name of the slot that the job runs on; empty if it does not run.
     """
 
     cluster: int = _from("ClusterId", _is_whole_number)
@@ -143,6 +147,7 @@ class InvocationAd:
     wanted: int = _from(Job.WANTED, _is_whole_number, 1)
     best_effort: bool = _from(Job.BEST_EFFORT, _is_flag, False)
     standing: bool = _from(Job.STANDING, _is_flag, False)
+    slot: str = _from("RemoteHost", _SLOT, "")
 
 
 @dataclass(frozen=True)

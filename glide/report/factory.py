@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from rich.table import Table
 
 from glide.condor import tokens
 from glide.config import Entry, SiteFile
-from glide.factory import headroom
+from glide.factory import headroom, usage
 from glide.factory.health import bad_nodes, mark_failing_glideins
 from glide.factory.home import drained, entry_folder, is_running, site_folder
 from glide.factory.journal import Journal
@@ -38,6 +39,7 @@ def document(site: SiteFile, snapshot: Snapshot) -> dict[str, Any]:
         "unseen": sorted({*snapshot.unavailable_sources, *latest.get("unseen", [])}),
         "refused": latest.get("refused", []),
         "entries": [_entry(entry, site, snapshot) for entry in site.entries],
+        "usage": usage.document(site_folder(site), time.time()),
     }
 
 
@@ -113,7 +115,30 @@ def tables(sites: list[dict[str, Any]]) -> list[Table | str]:
             useful = f"{entry['usefulness']:.0%}"
             table.add_row(site["site"], entry["entry"], *counts, useful, str(entry["room"]), entry["limit"])
             notes += _notes(entry)
-    return [table, *notes]
+    return [table, *notes, *_usage_tables(sites)]
+
+
+def _usage_tables(sites: list[dict[str, Any]]) -> Iterator[Table]:
+    """Yield a table of each site's usage. It has columns for energy and costs only if these are known."""
+    for site in sites:
+        rows = site["usage"]["rows"]
+        known = {name: title for name, title in (("kwh", "kWh"), ("cost", "cost")) if any(row[name] for row in rows)}
+        title = f"{site['site']}: device-hours in {site['usage']['month']}"
+        table = Table("user", "model", *usage.KINDS.values(), *known.values(), title=title, title_justify="left")
+        for (user, model), group in _by(rows, "user", "model").items():
+            hours = (sum(row["device_hours"][kind] for row in group) for kind in usage.KINDS.values())
+            sums = [f"{each:,.2f}" for each in (*hours, *(sum(row[name] for row in group) for name in known))]
+            table.add_row(user or "-", model or "-", *sums)
+        if rows:
+            yield table
+
+
+def _by(rows: list[dict[str, Any]], *names: str) -> dict[tuple[str, ...], list[dict[str, Any]]]:
+    """Return the rows in groups with the same values of these keys."""
+    groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row[name] for name in names), []).append(row)
+    return groups
 
 
 def _notes(entry: dict[str, Any]) -> list[str]:

@@ -26,6 +26,7 @@ class Gpu:
         name: its model.
         used, total: its used memory, and all its memory, in MB.
         capability: its CUDA compute capability; 0 if the driver does not report it.
+        watts: the power that it draws now, in W; None if the driver does not report it.
     """
 
     identifier: str
@@ -33,13 +34,14 @@ class Gpu:
     used: float
     total: float
     capability: float
+    watts: float | None = None
 
 
 def gpus() -> list[Gpu]:
     """Return the GPUs that CUDA_VISIBLE_DEVICES names, in its order. Without this variable, return all GPUs."""
     if shutil.which("nvidia-smi") is None:
         return []
-    fields = "index,uuid,name,memory.used,memory.total,compute_cap"
+    fields = "index,uuid,name,memory.used,memory.total,compute_cap,power.draw"
     try:
         output = subprocess.run(
             ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader,nounits"],
@@ -48,9 +50,10 @@ def gpus() -> list[Gpu]:
         ).stdout  # fmt: skip
         found = {}
         for line in output.splitlines():
-            index, identifier, name, used, total, capability = (part.strip() for part in line.split(","))
-            number = float(capability) if re.fullmatch(r"\d+\.\d+", capability) else 0.0
-            found[index] = Gpu(identifier, name, float(used), float(total), number)
+            index, identifier, name, used, total, *rest = (part.strip() for part in line.split(","))
+            # If the driver does not know a number, its text is not a number, for example [N/A].
+            capability, watts = (float(text) if re.fullmatch(r"\d+\.\d+", text) else None for text in rest)
+            found[index] = Gpu(identifier, name, float(used), float(total), capability or 0.0, watts)
     except (OSError, ValueError, subprocess.SubprocessError):
         return []
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")

@@ -36,6 +36,7 @@ REPORT_SECONDS = 2.0  # seconds between two checks of the lanes' speeds; a new s
 MOST_UNAUTHENTICATED = 64  # limit of connections that have not sent the secret; above the limit, the oldest is closed
 TEMPLATE_BYTES = 64_000_000  # maximum number of bytes that are read from a sticky job's input
 FAILED_SECONDS = 3.0  # idle seconds until the glidein ends if all templates failed; meanwhile it advertises the failure
+POWER_SECONDS = 15.0  # seconds between two measurements of the GPUs' power
 COUNT_SECONDS = 15.0  # minimum number of seconds between two ads with small changes; each ad is work for the collector
 
 
@@ -75,7 +76,8 @@ class ModelServer:
     async def run(self) -> None:
         """Load the initial template, open the endpoint, and serve jobs until this task is cancelled."""
         await self.supply.start()
-        if found := await asyncio.to_thread(gpus):
+        found = await asyncio.to_thread(gpus)
+        if found:
             self.gpu_attributes = {Machine.GPU_CAPABILITY: min(gpu.capability for gpu in found)}
         listener = await asyncio.start_server(self._handle_connection, "127.0.0.1", 0, limit=LINE_BYTES)
         if self.template:
@@ -84,6 +86,8 @@ class ModelServer:
             await report_to_outer_job(replace(self.blank, state=State.WARM))
         self.endpoint.open(listener.sockets[0].getsockname()[1])
         tasks = [asyncio.create_task(self._leave_when_idle()), asyncio.create_task(self._trim_log())]
+        if found:
+            tasks.append(asyncio.create_task(self._measure_energy()))
         try:
             # Do not use serve_forever of asyncio. In Python 3.12 and later, its cancellation waits for all connections.
             await asyncio.get_running_loop().create_future()
@@ -93,6 +97,18 @@ class ModelServer:
             for server in self.servers.values():
                 await server.stop()
             self.supply.stop()
+
+    async def _measure_energy(self) -> None:
+        """Every POWER_SECONDS, add the energy that the GPUs have used since the last measurement."""
+        joules, before = 0.0, time.monotonic()
+        while True:
+            await asyncio.sleep(POWER_SECONDS)
+            watts = [gpu.watts for gpu in await asyncio.to_thread(gpus)]
+            seconds, before = time.monotonic() - before, time.monotonic()
+            if known := [each for each in watts if each is not None]:
+                joules += sum(known) * seconds
+                self.gpu_attributes = {**self.gpu_attributes, Machine.GPU_JOULES: round(joules)}
+                self.changed.set()
 
     async def _trim_log(self) -> None:
         while True:

@@ -24,6 +24,7 @@ from glide.invoke.jobs import InvocationJob
 from glide.protocol.ads import LaneAd
 from glide.vocabulary import JobStatus
 
+JOULES = 36_000  # energy is written in steps of this number of J (0.01 kWh), so that it seldom causes a new line
 COUNT_SECONDS = 1.0  # minimum time between two lines that have only counts, in seconds
 
 
@@ -147,5 +148,6 @@ def _lane_facts(lane: LaneAd) -> dict[str, Any]:
         "glidein": lane.glide_id, "slot": lane.slot, "state": lane.state, "since": lane.state_since,
         "device": lane.gpu_name, "service": lane.service, "born": lane.born, "fetch": lane.fetch_seconds,
         "import": lane.import_seconds, "load": lane.load_seconds, "warm": lane.warm_seconds,
-        "claimed": lane.claim == "Claimed",
+        "claimed": lane.claim == "Claimed", "devices": lane.devices, "price": lane.price,
+        "joules": None if lane.joules is None else JOULES * (lane.joules // JOULES),
     }  # fmt: skip

@@ -1,7 +1,8 @@
 """The status of the pool as Prometheus metrics.
 
-Prometheus keeps each label value forever. Therefore the names of runs and users are not used as labels. The name of a
-model is used as a label only if a glidein has this model. All other models count as `other`.
+Prometheus keeps each label value forever. Therefore the names of runs are not used as labels, and the names of users
+only for the usage of devices, because only the owners in a site file can use devices. The name of a model is used as a
+label only if a glidein has this model. All other models count as `other`.
 """
 
 from __future__ import annotations
@@ -17,12 +18,13 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from glide.factory.activity import Activity, activities
 from glide.factory.snapshot import OTHER, Snapshot
 from glide.factory.totals import ENDED, ENDS, ERRORS, EVICTED, SERVED
-from glide.protocol.names import MODEL
+from glide.protocol.names import MODEL, printable
 from glide.report.status import records_per_second
 from glide.vocabulary import JobStatus, State
 from glide.web.snapshot_cache import PoolView
 
 STATES = {*State.COMING_UP, State.WARM, State.ASLEEP, State.DRAINING, State.FAILED}
+LONGEST_USER = 255  # maximum length of the name of a user in a label, in characters
 ALWAYS = (JobStatus.IDLE, JobStatus.RUNNING, JobStatus.HELD)  # states that are exported even if no glidein has them
 # A dict from the name of a metric to four values:
 # - the kind of events that the metric counts
@@ -55,6 +57,7 @@ class MetricsCollector:
             age = {(): time.time() - view.at}
             yield _gauge("glide_view_age_seconds", "Time since queue and collector answered.", age)
         yield from _factories(sites)
+        yield from _usage(sites)
         site_of = {entry["entry"]: site["site"] for site in sites for entry in site["entries"]}
         if view.answered:
             yield from _entries(sites)
@@ -76,6 +79,24 @@ def _factories(sites: Iterable[Mapping[str, Any]]) -> Iterator[Metric]:
     ages = {(site["site"],): site["last_cycle_s"] for site in sites if site["last_cycle_s"] is not None}
     yield _gauge("glide_factory_running", "Whether the site's factory runs.", running, "site")
     yield _gauge("glide_factory_last_cycle_age_seconds", "Time since the factory's last cycle.", ages, "site")
+
+
+def _usage(sites: Iterable[Mapping[str, Any]]) -> Iterator[Metric]:
+    """Yield what devices have used this month. Prometheus takes the new month for a restart of the counters."""
+    names = ("site", "entry", "user", "model")
+    seconds = CounterMetricFamily(
+        "glide_device_seconds", "Time of GPUs, or of CPU cores without GPUs, in this month.", labels=(*names, "kind")
+    )
+    joules = CounterMetricFamily("glide_gpu_energy_joules", "Energy of GPUs in this month.", labels=names)
+    cost = CounterMetricFamily("glide_cost", "Device time in this month, at the site file's prices.", labels=names)
+    for site in sites:
+        for row in site["usage"]["rows"]:
+            labels = (site["site"], row["entry"], printable(row["user"], LONGEST_USER), _name(row["model"]))
+            for kind, hours in row["device_hours"].items():
+                seconds.add_metric((*labels, kind), 3600 * hours)
+            joules.add_metric(labels, 3.6e6 * row["kwh"])
+            cost.add_metric(labels, row["cost"])
+    yield from (seconds, joules, cost)
 
 
 def _entries(sites: Iterable[Mapping[str, Any]]) -> Iterator[Metric]:

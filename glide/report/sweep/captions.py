@@ -56,10 +56,31 @@ def breakdown(report: Document) -> str:
 def goodput(report: Document) -> str:
     text = []
     for device, spent in report["goodput"].items():
-        name = "glideins that were never warm" if device == UNKNOWN else device
+        name = _device(device)
         lost = f", {_share(spent, 'lost')} lost with evictions" if spent["lost"] else ", nothing lost"
         text.append(f"{name}: {_share(spent, 'productive')} productive, {_share(spent, 'loading')} loading{lost}")
-    return f"How the lanes' time was used while they were connected. {'; '.join(text)}."
+    return f"How the lanes' time was used while they were connected. {'; '.join(text)}. {_usage(report['usage'])}"
+
+
+def _usage(usage: Document) -> str:
+    """Return a sentence with the device-hours, and with the costs and the energy if they are known."""
+    text = []
+    for device, used in usage.items():
+        hours = used["device_hours"]
+        each = f"{_amount(sum(hours.values()))} hours of {_device(device)}"
+        each += f" ({_amount(hours['productive'])} productive)"
+        each += "" if used["cost"] is None else f", cost {_amount(used['cost'])}"
+        each += "" if used["kwh"] is None else f", {_amount(used['kwh'])} kWh"
+        text.append(each)
+    return f"Used: {'; '.join(text)}."
+
+
+def _device(device: str) -> str:
+    return "glideins that were never warm" if device == UNKNOWN else device
+
+
+def _amount(number: float) -> str:
+    return f"{number:,.2f}" if number >= 1 else f"{number:.3g}"
 
 
 def glideins(report: Document, shown: int) -> str:

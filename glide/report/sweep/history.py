@@ -55,6 +55,9 @@ class LaneHistory:
         claims: intervals in which the lane was claimed.
         reloaded: seconds in which the model server loaded the model again while the lane counted as warm.
         end: "gone" if the lane disappeared; empty if the lane was present at the end of the driver's run.
+        devices: number of devices that the lane stands for; a glidein's devices are divided by its number of lanes.
+        price: price of one device for one hour; None if it is not known.
+        joules: energy in J that the glidein's GPUs have used while the lane was present; None if it is not known.
     """
 
     name: str
@@ -64,6 +67,9 @@ class LaneHistory:
     claims: tuple[Interval, ...]
     reloaded: float
     end: str
+    devices: float = 0.0
+    price: float | None = None
+    joules: float | None = None
 
     @property
     def start(self) -> float:
@@ -171,6 +177,7 @@ class _OpenLane:
     # Pairs of a time and a text. The text describes the lane from this time on: "claimed", or "" for an unclaimed lane.
     claims: list[tuple[float, str]] = field(default_factory=list)
     reloaded: float = 0.0
+    first_joules: float | None = None  # the energy in the first line that has an energy
 
 
 @dataclass
@@ -252,6 +259,8 @@ class _Reader:
             lane.marks += [(max(earliest, since), state) for since, state in marks]
         elif lane.facts["state"] == State.WARM:
             lane.reloaded += max(0.0, (lane.facts.get("load") or 0.0) - (before.get("load") or 0.0))
+        if lane.first_joules is None:
+            lane.first_joules = line.get("joules")
         if "claimed" in line:
             lane.claims.append((at, "claimed" if line["claimed"] else ""))
 
@@ -266,11 +275,16 @@ class _Reader:
             at = lost
         self.closed[name] = at
         if lane.marks:
-            device = lane.facts.get("device") or ("service" if lane.facts.get("service") else "")
+            facts = lane.facts
+            device = facts.get("device") or ("service" if facts.get("service") else "")
             phases = tuple(_intervals(lane.marks, at, self.clock))
             claims = tuple(each for each in _intervals(lane.claims, at, self.clock) if each.kind)
-            glidein = str(lane.facts.get("glidein") or name)
-            self.lanes.append(LaneHistory(name, glidein, str(device), phases, claims, lane.reloaded, end))
+            glidein = str(facts.get("glidein") or name)
+            joules = lane.first_joules and max(0.0, (facts.get("joules") or 0.0) - lane.first_joules)
+            self.lanes.append(LaneHistory(
+                name, glidein, str(device), phases, claims, lane.reloaded, end, facts.get("devices") or 0.0,
+                facts.get("price"), joules,
+            ))  # fmt: skip
 
     # ---- jobs ------------------------------------------------------------------------------------
 

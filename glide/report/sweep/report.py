@@ -106,6 +106,7 @@ def document(report: SweepReport) -> dict[str, Any]:
             "glideins": timeline.spent_by_glideins(report.glideins, scores.engine),
         },
         "goodput": timeline.goodput(history),
+        "usage": timeline.usage(history),
         "glideins": [_glidein(glidein, scores) for glidein in report.glideins],
         "accuracy": {name: _accuracy(prompt) for name, prompt in scores.prompts.items()},
         "errors": [{**asdict(cause), "prompts": dict(cause.prompts)} for cause in scores.errors],
