@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -56,3 +57,15 @@ def test_event_log_reader_survives_rotation_truncation_and_garbage(pool, tmp_pat
     path.rmdir()
     add(event(9))
     assert new_events() == ["9.0"]
+
+
+def test_event_log_reader_never_waits_although_the_clock_steps(pool, tmp_path: Path, monkeypatch):
+    """The bindings compute until when they wait, and compare it with the clock: after a step back they waited."""
+    path = tmp_path / "EventLog"
+    path.write_text("")
+    log = EventLog(str(path))
+    ahead = time.time() + 86400
+    monkeypatch.setattr(time, "time", lambda: ahead)
+    assert log.new_events() == []  # with a wait, this test would not end
+    path.write_text(event(1))
+    assert [each.job for each in log.new_events()] == ["1.0"]

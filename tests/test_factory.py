@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,9 @@ import yaml
 
 from glide.condor import AccessPoint, Collector, EmbeddedPool
 from glide.condor import access_point as access_point_module
-from glide.condor.access_point import job_file_value, quoted
+from glide.condor.access_point import either, job_file_value, quoted
 from glide.config import SiteFile, load
+from glide.factory import housekeeping as chores
 from glide.factory.act import apply
 from glide.factory.actions import Submit
 from glide.factory.housekeeping import housekeeping
@@ -299,6 +301,31 @@ def test_factory_ignores_jobs_with_malformed_attributes(access_point, attributes
 
 
 NONSENSE = ("1e-320", '"text"', "-7", "16", 'real("INF")', "{ 1, { 2 } }", "[ a = 1 ]", "1 / 0", "undefined", "true")
+
+
+def test_only_the_latest_of_many_ended_glideins_stay_in_the_queue(access_point, pool, tmp_path, monkeypatch):
+    description = "executable = /bin/true\nnoop_job = true\nleave_in_queue = JobStatus == 4\nqueue 9\n"
+    clusters = [access_point.submit(description, {f"My.{Job.ENTRY}": '"crowded"'}) for _ in range(2)]
+    site = SiteFile.model_validate({"site": "s", "entries": [{"name": "crowded", "max_glideins": 3}]})
+    client = SiteClient(site, tmp_path)
+    monkeypatch.setattr(chores, "MOST_ENDED", 4)
+
+    def ended() -> list[str]:
+        return [glidein.job for glidein in client.observe().glideins_of("crowded")[1]]
+
+    try:
+        eventually(lambda: len(ended()) == 18, "all have ended")
+        assert housekeeping(client, client.observe()) == []
+        assert len(ended()) == 18  # they have ended just now, so they may not be counted yet
+        monkeypatch.setattr(chores, "COUNTED_SECONDS", 0.0)
+        snapshot = client.observe()
+        ages = {glidein.job: float(number) for number, glidein in enumerate(snapshot.ended)}
+        aged = tuple(replace(glidein, age=ages[glidein.job]) for glidein in snapshot.ended)
+        assert housekeeping(client, replace(snapshot, ended=aged)) == []
+        eventually(lambda: len(ended()) == 6, "twice max_glideins are left")
+        assert set(ended()) == {job for job, age in ages.items() if age < 6}
+    finally:
+        access_point.remove(either([f"ClusterId == {cluster}" for cluster in clusters]), "the test ends")
 
 
 @pytest.mark.parametrize("nonsense", NONSENSE)

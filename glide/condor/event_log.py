@@ -15,6 +15,7 @@ from glide.condor.signals import defer_signals
 
 # As soon as a shadow loses its starter, it writes one of the events in LOST. The queue shows the loss much later.
 LOST = ("JOB_DISCONNECTED", "JOB_RECONNECT_FAILED")
+NEVER_WAIT = 10 * 365 * 86400  # seconds
 ENDED = ("JOB_TERMINATED", "JOB_EVICTED", "JOB_ABORTED", "JOB_HELD", "SHADOW_EXCEPTION", *LOST)
 
 
@@ -81,7 +82,9 @@ class EventLog:
         If an event cannot be read, return the events before it. The next call continues after the unreadable event.
         """
         events: list[Event] = []
+        # The bindings turn `stop_after` into a time of the clock. If this time is long past, they never wait for an
+        # event, also when the clock is set back.
         with suppress(OSError, RuntimeError, ValueError, bindings.htcondor2.HTCondorException):
-            for event in self.log.events(stop_after=0) if self.log is not None else ():
+            for event in self.log.events(stop_after=-NEVER_WAIT) if self.log is not None else ():
                 events.append(Event(event.type.name, f"{event.cluster}.{event.proc}", event.timestamp))
         return events

@@ -1,7 +1,7 @@
 """In each cycle, do the work that does not depend on the plan.
 
-Ask access points to negotiate again for waiting glideins, renew the glideins' tokens, and fetch the logs of ended
-glideins.
+Ask access points to negotiate again for waiting glideins, renew the glideins' tokens, fetch the logs of ended glideins,
+and remove the earliest of many ended glideins from the queue.
 """
 
 from __future__ import annotations
@@ -22,6 +22,10 @@ from glide.vocabulary import Job, JobStatus
 
 # Seconds between two reminders. A reminder makes an access point negotiate again for glideins that wait in its queue.
 REMIND_SECONDS = 10.0
+# Each cycle reads all ended glideins of the queue. If glideins end often, only the latest ones stay there: this number,
+# or twice the entry's max_glideins if that is more.
+MOST_ENDED = 50
+COUNTED_SECONDS = 60.0  # for this time after its end, a glidein stays, so that factory and web page count it
 
 
 def housekeeping(client: SiteClient, snapshot: Snapshot) -> list[str]:
@@ -40,7 +44,17 @@ def housekeeping(client: SiteClient, snapshot: Snapshot) -> list[str]:
         with collect_errors(f"{entry.name}: cannot fetch the logs of glideins that have ended", refused):
             if entry.outer_pool:
                 _fetch_logs(client, entry, ended, snapshot.now)
+        with collect_errors(f"{entry.name}: cannot remove ended glideins from the queue", refused):
+            _remove_surplus(client, entry, ended)
     return refused
+
+
+def _remove_surplus(client: SiteClient, entry: Entry, ended: Iterable[Glidein]) -> None:
+    """Remove ended glideins from the queue if there are many. The latest ones stay, because the plan needs them."""
+    latest_first = sorted(ended, key=lambda glidein: glidein.age)
+    surplus = latest_first[max(MOST_ENDED, 2 * entry.max_glideins) :]
+    for some in batches([glidein.job for glidein in surplus if glidein.age >= COUNTED_SECONDS]):
+        client.queue_of(entry.name).remove(any_of(some), "glide factory: many glideins have ended after this one")
 
 
 def _remind_access_point(client: SiteClient, entry: Entry, waiting: Iterable[Glidein]) -> None:

@@ -8,7 +8,7 @@ to all nodes together.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import cycle, islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -31,7 +31,12 @@ OWN_CACHE = {"folder": "$_CONDOR_SCRATCH_DIR/cache"}  # a cache for each node, a
 
 
 def runs(
-    records: int, task: int, lanes: Mapping[str, int], repeat: int, sizes: Mapping[str, int] = SIZES
+    records: int,
+    task: int,
+    lanes: Mapping[str, int],
+    repeat: int,
+    sizes: Mapping[str, int] = SIZES,
+    systems: Sequence[str] = tuple(KEEP),
 ) -> Iterator[list[Run]]:
     """Verify the claims with each system, each time with new glideins. Yield for each round the runs of all systems.
 
@@ -41,6 +46,7 @@ def runs(
         lanes: for each system, the number of lanes of a glidein.
         repeat: number of rounds.
         sizes: sizes of the model, as keys and values of transformers' LlamaConfig.
+        systems: the systems to run.
     """
     with TemporaryDirectory(prefix="stickyinvoc-") as name:
         folder = Path(name)
@@ -51,7 +57,7 @@ def runs(
         nodes = entries(folder, 1, OLD_PROCESSOR, cache=OWN_CACHE, request={"memory": 3000, "disk": 2000})
         for turn in range(repeat):
             found = []
-            for system in KEEP:
+            for system in systems:
                 report_progress(f"round {turn + 1} of {repeat}: {system}, {records} claims, {task} per task")
                 with origin(files, RATE) as source, rig(cores=2, entries=nodes, lanes=lanes[system]) as bench:
                     model = {"name": "verifier", "engine": "transformers", "path": source.url, "options": OPTIONS}
