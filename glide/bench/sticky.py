@@ -62,10 +62,12 @@ def sticky(repeat: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def make_model(folder: Path, **sizes: Any) -> int:
+def make_model(folder: Path, dtype: Any = None, device: Any = "cpu", **sizes: Any) -> int:
     """Save a Llama model with random weights and a tokenizer of bytes. Return the number of the model's parameters.
 
     Args:
+        dtype: torch's type of the weights; None for float32.
+        device: torch's device on which the weights are made. A GPU makes large models in seconds.
         sizes: changes to the model's configuration. Without changes, the model has about 180 M parameters.
     """
     import torch
@@ -84,7 +86,13 @@ def make_model(folder: Path, **sizes: Any) -> int:
         "num_attention_heads": 16, "max_position_embeddings": 2048, "tie_word_embeddings": True,
         "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1, **sizes,
     })  # fmt: skip
-    model = LlamaForCausalLM(config)
+    before = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(dtype or torch.float32)
+        with torch.device(device):
+            model = LlamaForCausalLM(config)
+    finally:
+        torch.set_default_dtype(before)
     model.save_pretrained(folder)
     return sum(parameter.numel() for parameter in model.parameters())
 

@@ -72,8 +72,8 @@ def main() -> None:
         f" {PAPER_LOADING:.1f} times as long.",
         f"With tasks of {larger_task} records this ratio is {loading_larger.median:.1f}, so create-destroy can take at"
         f" most {1 + loading_larger.median:.1f} times as long as StickyInvoc. It takes"
-        f" {speedup_larger.median:.1f} times as long ({times_larger[0]:.0f} s and {times_larger[1]:.0f} s for {like_paper} records), because the start of"
-        " the glideins and StickyInvoc's single load count, too.",
+        f" {speedup_larger.median:.1f} times as long ({times_larger[0]:.0f} s and {times_larger[1]:.0f} s for"
+        f" {like_paper} records), because the start of the glideins and StickyInvoc's single load count, too.",
         f"A node runs {records // task // 2} tasks on average; in the paper it runs 75. So StickyInvoc's single load"
         " and the start of the glideins, which all times include, count more here.",
         f"The distributed filesystem is a web server that sends {RATE / 1e6:.0f} MB/s to all nodes together. A"

@@ -1,0 +1,123 @@
+"""Measure glide on one machine with a GPU, which may have no network.
+
+    python kit.py pack FOLDER           on a machine with a network: collect everything that the other machine needs
+    python FOLDER/kit.py run OUT        on the machine with the GPU: install it in a temporary folder, and measure
+
+This file needs only Python's standard library. `run` writes gpu.json, gpu.md and gpu.png to OUT. README.md has the plan
+of the ten minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import venv
+from collections.abc import Sequence
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+CONDOR, CODE, WHEELS = "condor.tar.xz", "glide.tar.gz", "wheels"
+# What the machine with the GPU must have itself, because its builds depend on the GPU. vLLM is measured if it is there.
+GIVEN = ("torch", "transformers")
+
+
+def pack(folder: Path, python: str) -> None:
+    """Collect the project's files, the wheels of its packages, and HTCondor in a folder.
+
+    Args:
+        python: version of Python on the machine with the GPU, such as 3.12.
+    """
+    from glide.condor import install
+
+    root = HERE.parents[1]
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copy(HERE / "kit.py", folder)
+    files = subprocess.run(
+        ["git", "ls-files"], cwd=root, check=True, capture_output=True, text=True
+    ).stdout.splitlines()
+    with tarfile.open(folder / CODE, "w:gz") as archive:
+        for name in files:
+            archive.add(root / name, name)
+    condor = install.find() or install.ensure()
+    with tarfile.open(folder / CONDOR, "w:xz") as archive:
+        archive.add(condor.release_dir.parent, "condor")
+    subprocess.run(
+        [sys.executable, "-m", "pip", "download", "--quiet", "--dest", str(folder / WHEELS), "--python-version", python,
+         "--only-binary=:all:", *_platforms(), *packages(root)],
+        check=True,
+    )  # fmt: skip
+
+
+def packages(root: Path) -> list[str]:
+    """Return glide's requirements and what building a project from its files needs."""
+    import tomllib
+
+    return [*tomllib.loads((root / "pyproject.toml").read_text("utf-8"))["project"]["dependencies"], "setuptools>=68"]
+
+
+def _platforms() -> list[str]:
+    return [f"--platform=manylinux_2_{minor}_x86_64" for minor in (34, 28, 27, 17)] + [
+        "--platform=manylinux2014_x86_64"
+    ]
+
+
+def run(words: Sequence[str]) -> int:
+    """Install the packed files in a temporary folder if glide is not installed, measure, and return the exit code.
+
+    Args:
+        words: the arguments of measure.py.
+    """
+    if importlib.util.find_spec("glide"):
+        return subprocess.run([sys.executable, str(HERE / "measure.py"), *words]).returncode
+    if missing := [name for name in GIVEN if importlib.util.find_spec(name) is None]:
+        sys.exit(f"kit.py: this Python ({sys.executable}) lacks {' and '.join(missing)}; use one that has them")
+    # HTCondor runs jobs under another account, which must be able to read this folder.
+    with tempfile.TemporaryDirectory(prefix="glide-gpu-") as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        for archive in (HERE / CODE, HERE / CONDOR):
+            with tarfile.open(archive) as opened:
+                opened.extractall(folder / "cache" / "glide" if archive.name == CONDOR else folder, filter="data")
+        venv.create(folder / "venv", with_pip=True, symlinks=True)
+        _use_given_packages(folder / "venv")
+        python = folder / "venv" / "bin" / "python"
+        subprocess.run(
+            [python, "-m", "pip", "install", "--quiet", "--no-index", "--no-build-isolation", "--find-links",
+             str(HERE / WHEELS), "setuptools", str(folder)],
+            check=True,
+        )  # fmt: skip
+        environment = {**os.environ, "XDG_CACHE_HOME": str(folder / "cache")}
+        measure = folder / "workflows" / "gpu" / "measure.py"
+        return subprocess.run([python, str(measure), *words], env=environment).returncode
+
+
+def _use_given_packages(folder: Path) -> None:
+    """Let a virtual environment import the packages of this Python, too. Its own packages come first."""
+    (site,) = folder.glob("lib/python*/site-packages")
+    given = [path for path in sys.path if path.endswith("-packages")]
+    (site / "given.pth").write_text("\n".join(given) + "\n", "utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    packing = commands.add_parser("pack", help="collect what the machine with the GPU needs")
+    packing.add_argument("folder", type=Path)
+    packing.add_argument("--python", default="3.12", help="version of Python on that machine (default: %(default)s)")
+    running = commands.add_parser("run", help="measure; further options are those of measure.py")
+    running.add_argument("out", type=Path)
+    given, words = parser.parse_known_args()
+    if given.command == "pack":
+        pack(given.folder, given.python)
+    else:
+        sys.exit(run(["--out", str(given.out.absolute()), *words]))
+
+
+if __name__ == "__main__":
+    main()
