@@ -32,7 +32,8 @@ SITE = {
 
 # Files whose tests mostly wait, the longest first: begun last, one of them would keep a single worker busy at the end.
 LONGEST = (
-    "test_gpu_kit.py", "test_docs.py", "test_two_pools.py", "test_ssh.py", "test_web.py", "test_end_to_end.py", "test_sticky.py",
+    "test_gpu_kit.py",
+    "test_docs.py", "test_two_pools.py", "test_ssh.py", "test_web.py", "test_end_to_end.py", "test_sticky.py",
     "test_report.py", "test_doctor.py", "test_peers.py", "test_factory.py", "test_outage.py", "test_session.py",
     "test_serve_pool.py", "test_hybrid.py",
     "test_environment.py", "test_container.py", "test_openai.py", "test_files.py", "test_server_files.py",

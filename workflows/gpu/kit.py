@@ -22,13 +22,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-CONDOR, CODE, WHEELS = "condor.tar.xz", "glide.tar.gz", "wheels"
+CONDOR, CODE, WHEELS = "condor.tar.xz", "workflows.tar.gz", "wheels"
 # What the machine with the GPU must have itself, because its builds depend on the GPU. vLLM is measured if it is there.
 GIVEN = ("torch", "transformers")
 
 
 def pack(folder: Path, python: str) -> None:
-    """Collect the project's files, the wheels of its packages, and HTCondor in a folder.
+    """Collect the workflows, the wheels of glide and of its packages, and HTCondor in a folder.
 
     Args:
         python: version of Python on the machine with the GPU, such as 3.12.
@@ -39,7 +39,7 @@ def pack(folder: Path, python: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copy(HERE / "kit.py", folder)
     files = subprocess.run(
-        ["git", "ls-files"], cwd=root, check=True, capture_output=True, text=True
+        ["git", "ls-files", "workflows"], cwd=root, check=True, capture_output=True, text=True
     ).stdout.splitlines()
     with tarfile.open(folder / CODE, "w:gz") as archive:
         for name in files:
@@ -47,18 +47,20 @@ def pack(folder: Path, python: str) -> None:
     condor = install.find() or install.ensure()
     with tarfile.open(folder / CONDOR, "w:xz") as archive:
         archive.add(condor.release_dir.parent, "condor")
+    pip = [sys.executable, "-m", "pip"]
+    subprocess.run([*pip, "wheel", "--quiet", "--no-deps", "--wheel-dir", str(folder / WHEELS), str(root)], check=True)
     subprocess.run(
-        [sys.executable, "-m", "pip", "download", "--quiet", "--dest", str(folder / WHEELS), "--python-version", python,
+        [*pip, "download", "--quiet", "--dest", str(folder / WHEELS), "--python-version", python,
          "--only-binary=:all:", *_platforms(), *packages(root)],
         check=True,
     )  # fmt: skip
 
 
 def packages(root: Path) -> list[str]:
-    """Return glide's requirements and what building a project from its files needs."""
+    """Return the packages that glide requires."""
     import tomllib
 
-    return [*tomllib.loads((root / "pyproject.toml").read_text("utf-8"))["project"]["dependencies"], "setuptools>=68"]
+    return list(tomllib.loads((root / "pyproject.toml").read_text("utf-8"))["project"]["dependencies"])
 
 
 def _platforms() -> list[str]:
@@ -88,8 +90,7 @@ def run(words: Sequence[str]) -> int:
         _use_given_packages(folder / "venv")
         python = folder / "venv" / "bin" / "python"
         subprocess.run(
-            [python, "-m", "pip", "install", "--quiet", "--no-index", "--no-build-isolation", "--find-links",
-             str(HERE / WHEELS), "setuptools", str(folder)],
+            [python, "-m", "pip", "install", "--quiet", "--no-index", "--find-links", str(HERE / WHEELS), "glide"],
             check=True,
         )  # fmt: skip
         environment = {**os.environ, "XDG_CACHE_HOME": str(folder / "cache")}
