@@ -27,7 +27,10 @@ if __name__ == "__main__":
     ):
         client.wait_for_workers(WORKERS)
         workers = client.scheduler_info()["workers"]
-        loading = [client.submit(load, folder, workers=[worker], pure=False) for worker in workers]
+        # If a worker is lost, its result is lost, too, and another worker computes it again.
+        loading = [
+            client.submit(load, folder, workers=[worker], allow_other_workers=True, pure=False) for worker in workers
+        ]
         answers = [client.submit(serve, folder, task, pure=False) for task in tasks(records)]
         write_answers(out, began, client.gather(answers))
         client.gather(loading)

@@ -9,9 +9,10 @@ import time
 from collections import Counter
 from itertools import chain
 
-from infer import GENERATE, WORKERS, tasks, write_measurement
+from infer import GENERATE, WORKERS, announce, tasks, write_measurement
 
 from glide.bench.rig import rig
+from glide.sweep.driver import Progress
 from glide.vocabulary import State
 
 if __name__ == "__main__":
@@ -20,7 +21,12 @@ if __name__ == "__main__":
     prompts = list(chain.from_iterable(tasks(records)))
     model = {"name": "verifier", "engine": "transformers", "path": folder, "options": {"dtype": "float32"}}
     with rig(cores=WORKERS, request={"cpus": 1, "memory": 1024, "disk": 100}) as bench:
-        summary = bench.sweep(len(prompts), {}, texts=prompts, glideins=WORKERS, generate=GENERATE, model=model)
+
+        def watch(progress: Progress) -> None:
+            for master in bench.pool.glidein_masters() if progress.running else ():
+                announce(master.pid)
+
+        summary = bench.sweep(len(prompts), {}, watch, texts=prompts, glideins=WORKERS, generate=GENERATE, model=model)
         results = bench.results.sweep.out
         history = [json.loads(line) for line in (results / ".glide" / "history.jsonl").read_text("utf-8").splitlines()]
         answers = [json.loads(line) for line in (results / "plain" / "results.jsonl").read_text("utf-8").splitlines()]

@@ -22,7 +22,12 @@ WORKERS = 2
 TASK_VARIABLE = "PEERS_TASK"
 TASK = int(os.environ.get(TASK_VARIABLE, "100"))  # number of prompts in a task
 BATCH = 32  # number of prompts in a padded batch
+TOKENS_VARIABLE = "PEERS_TOKENS"
 GENERATE: dict[str, Any] = {"max_new_tokens": 4, "do_sample": False}
+if tokens := os.environ.get(TOKENS_VARIABLE):  # exactly this number of new tokens
+    GENERATE |= {"max_new_tokens": int(tokens), "min_new_tokens": int(tokens)}
+# Folder where workers say which process computes, and how much, so that kills.py can kill them and count.
+WATCH_VARIABLE = "PEERS_WATCH"
 PACKAGES = ("glide", "parsl", "ray", "distributed", "torch", "transformers")
 HERE = str(Path(__file__).resolve().parent)
 
@@ -53,7 +58,21 @@ def _resident(folder: str) -> tuple[Any, Any, float]:
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     _greedy(model, tokenizer, ["Hello."] * BATCH)
+    announce(os.getpid())
     return model, tokenizer, time.time()
+
+
+def announce(pid: int) -> None:
+    """Say that a process is a worker that computes, if kills.py wants to know."""
+    if folder := os.environ.get(WATCH_VARIABLE):
+        (Path(folder) / f"{pid}.worker").touch()
+
+
+def _count(records: int) -> None:
+    """Say that this process begins to compute some more prompts, if kills.py wants to know."""
+    if folder := os.environ.get(WATCH_VARIABLE):
+        with (Path(folder) / f"{os.getpid()}.begun").open("a", encoding="utf-8") as file:
+            file.write(f"{records}\n")
 
 
 def load(folder: str) -> float:
@@ -68,6 +87,7 @@ def serve(folder: str, prompts: Sequence[str]) -> Answer:
     texts = [""] * len(prompts)
     for start in range(0, len(order), BATCH):
         rows = order[start : start + BATCH]
+        _count(len(rows))
         for row, text in zip(rows, _greedy(model, tokenizer, [prompts[row] for row in rows]), strict=True):
             texts[row] = text
     return texts, ready

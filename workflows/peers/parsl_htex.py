@@ -26,7 +26,8 @@ with tempfile.TemporaryDirectory() as run_dir:
         label="peers", address="127.0.0.1", max_workers_per_node=WORKERS, provider=provider, encrypted=False,
         prefetch_capacity=WORKERS,
     )  # fmt: skip
-    with parsl.load(Config(executors=[executor], run_dir=run_dir, strategy="none", usage_tracking=0)):
+    config = Config(executors=[executor], run_dir=run_dir, strategy="none", usage_tracking=0, retries=3)
+    with parsl.load(config):
         # Each worker loads the model once, because a worker takes no second task while it loads.
         loading = [load_app(folder) for _ in range(WORKERS)]
         answers = [serve_app(folder, task) for task in tasks(records)]

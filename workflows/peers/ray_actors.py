@@ -15,7 +15,7 @@ from infer import HERE, WORKERS, Answer, load, serve, tasks, write_answers  # no
 from ray.util import ActorPool  # noqa: E402
 
 
-@ray.remote(num_cpus=1)
+@ray.remote(num_cpus=1, max_restarts=-1, max_task_retries=-1)
 class Verifier:
     def __init__(self, folder: str):
         self.folder = folder

@@ -17,7 +17,7 @@ import sys
 import sysconfig
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -36,7 +36,7 @@ PROMPTVERIFY = Path(HERE).parent / "promptverify"
 CONSTRAINTS = Path(HERE).parent.parent / "constraints.txt"
 # Numbers of prompts. The second number is the whole sweep, to show how a difference grows with the amount of work.
 RECORDS = [4000, 12000]
-LIMIT_SECONDS = 300  # time limit of one run of a script, in seconds
+LIMIT_SECONDS = 300.0  # time limit of one run of a script, in seconds
 
 
 @dataclass(frozen=True)
@@ -129,8 +129,14 @@ def environment(system: System) -> Path:
     return python
 
 
-def measure(system: System, python: str, records: Path) -> dict[str, Any]:
+def measure(
+    system: System, python: str, records: Path, watch: Callable[[], None] = lambda: None, limit: float = LIMIT_SECONDS
+) -> dict[str, Any]:
     """Run a system once, and return what its script has written.
+
+    Args:
+        watch: function that is called four times a second while the script runs.
+        limit: time limit of the script, in seconds.
 
     Raises:
         Missing: the script failed.
@@ -141,10 +147,11 @@ def measure(system: System, python: str, records: Path) -> dict[str, Any]:
     with log.open("wb") as output:
         command = [python, str(Path(HERE) / system.script), str(PROMPTVERIFY / "model"), str(records), str(out)]
         process = subprocess.Popen(command, stdout=output, stderr=output, cwd=records.parent)
+        until = time.monotonic() + limit
         try:
-            process.wait(LIMIT_SECONDS)
-        except subprocess.TimeoutExpired:
-            pass
+            while process.poll() is None and time.monotonic() < until:
+                watch()
+                time.sleep(0.25)
         finally:
             if process.poll() is None:  # interrupt the script, so that it stops its daemons
                 process.send_signal(signal.SIGINT)

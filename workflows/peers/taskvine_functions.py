@@ -15,9 +15,13 @@ from infer import HERE, WORKERS, tasks, write_answers  # noqa: E402
 
 
 def load_model(folder):
-    from infer import load
+    import os
 
-    return {"ready": load(folder)}
+    from infer import announce, load
+
+    ready = load(folder)
+    announce(os.getppid())  # the worker, which ends with all its processes
+    return {"ready": ready}
 
 
 def verdicts(folder, prompts):
@@ -46,8 +50,11 @@ try:
         order[manager.submit(call)] = number
     answers = {}
     while not manager.empty():
-        if done := manager.wait(5):
+        if done := manager.wait(1):
             answers[order[done.id]] = done.output
+        for place, worker in enumerate(workers):  # vine_factory would do the same
+            if worker.poll() is not None:
+                workers[place] = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     write_answers(out, began, [answers[number] for number in sorted(answers)], versions={"taskvine": vine.__version__})
 finally:
     for worker in workers:

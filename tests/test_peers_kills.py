@@ -1,0 +1,57 @@
+"""The experiment that kills workers of several systems: whom it kills, and what it counts."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import eventually
+
+FOLDER = Path(__file__).resolve().parents[1] / "workflows" / "peers"
+
+
+@pytest.fixture
+def kills(monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    yield importlib.import_module("kills")
+    for name in ("kills", "run", "infer"):  # other folders of workflows have modules with these names
+        sys.modules.pop(name, None)
+
+
+def test_announced_worker_is_killed_with_its_processes(kills, tmp_path: Path):
+    worker = subprocess.Popen(["sh", "-c", "sleep 1000 & wait"])
+    try:
+        (child,) = eventually(lambda: kills._descendants(worker.pid), "it has a child")
+        killer = kills.Killer(tmp_path, every=0.0)
+        killer()
+        assert killer.kills == 0 and worker.poll() is None  # nobody is announced
+        (tmp_path / f"{worker.pid}.worker").touch()
+        killer()
+        assert killer.kills == 1 and worker.wait(10) == -9
+        eventually(lambda: not os.path.exists(f"/proc/{child}"), "its child is gone")
+    finally:
+        worker.kill()
+        worker.wait()
+
+
+def test_prompts_that_are_begun_again_are_counted(kills, tmp_path: Path):
+    (tmp_path / "1.begun").write_text("32\n32\n")
+    (tmp_path / "2.begun").write_text("36\n")
+    assert kills.Killer(tmp_path, 60.0).begun == 100
+
+
+def test_system_that_lost_its_results_is_in_the_table(kills):
+    runs = [
+        {"system": "glide", "kills": 2, "done": 10, "again": 6, "seconds": 9.0, "digest": "x"},
+        {"system": "two plain processes", "kills": 1, "done": 0, "problem": "it failed"},
+    ]  # fmt: skip
+    experiment = kills.account(runs, 10, 0.0)
+    assert [row[:6] for row in experiment.rows] == [
+        ("glide", 2, 10, 6, "3.00", 0), ("two plain processes", 1, 0, "–", "–", 10),
+    ]  # fmt: skip
+    assert len(kills.drawn(runs).axes[0].patches) == 1
