@@ -18,13 +18,13 @@ from glide.factory.activity import Activity, activities
 from glide.factory.home import factory_lock, is_running
 from glide.factory.snapshot import Demand, Glidein, Lane, Snapshot
 from glide.vocabulary import Exit, JobStatus, State
-from glide.web import pages
+from glide.web import pages, snapshot_cache
 from glide.web.chart import Chart, Series
 from glide.web.guard import COOKIE
 from glide.web.snapshot_cache import SnapshotCache
 from tests.conftest import eventually
 from tests.factory_rig import command
-from tests.web_rig import HOSTILE, ROUTES, WebProcess, hangs, stumbles, view_of
+from tests.web_rig import HOSTILE, ROUTES, WebProcess, hangs, names_itself, stumbles, view_of
 
 
 def test_web_page_without_pool_suggests_starting_one(tmp_path, monkeypatch):
@@ -39,6 +39,19 @@ def test_failed_pool_observation_is_reported_and_tried_again():
     see = SnapshotCache(stumbles)
     eventually(lambda: "an error in glide" in see().trouble, "it says so")
     eventually(lambda: see().answered, "it looks again")
+
+
+def test_worker_is_replaced_before_it_grows(monkeypatch):
+    """HTCondor's bindings lose memory with each query."""
+    monkeypatch.setattr(snapshot_cache, "MOST_SNAPSHOTS", 3)
+    monkeypatch.setattr(snapshot_cache, "REFRESH_SECONDS", 0.0)
+    see = SnapshotCache(names_itself)
+    eventually(lambda: see().answered, "the first one answers")
+    pids: list[str] = []
+    while len(set(pids)) < 3:
+        view = see()
+        assert view.trouble == ""
+        pids.append(view.snapshot.user)
 
 
 def test_hanging_pool_observation_ends_with_timeout_message():

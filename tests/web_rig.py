@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import subprocess
 import sys
 import time
@@ -80,6 +81,14 @@ class WebProcess:
     def __exit__(self, *_: object) -> None:
         self.process.kill()
         self.process.wait()
+
+
+def names_itself(pipe: Connection) -> None:
+    """A worker whose snapshots have its process ID as the user."""
+    while True:
+        pipe.recv()
+        snapshot = Snapshot(user=str(os.getpid()), now=time.time())
+        pipe.send((snapshot, document(snapshot)))
 
 
 def stumbles(pipe: Connection) -> None:

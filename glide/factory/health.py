@@ -3,7 +3,8 @@
 A glidein that was ever warm has succeeded, no matter for how long it was warm, because a preemption is not the
 glidein's fault. A glidein that ended or gave up before it was warm has failed. A glidein that is still starting has
 neither succeeded nor failed, no matter how slow it is. The factory reads the outcomes from the outer jobs in the queue.
-The outer job of an ended glidein stays in the queue for at least an hour.
+The outer job of an ended glidein stays in the queue for at least an hour. If very many glideins end, only the latest of
+them stay (see glide.factory.housekeeping).
 """
 
 from __future__ import annotations

@@ -156,7 +156,8 @@ class Snapshot:
         unavailable_sources: reasons why the access point or the collector is unavailable: no answer, or an implausible
             answer. Empty if both are available. If one is unavailable, no action is safe.
         unavailable_entries: names of the entries whose queues are unavailable, each with the reason.
-        ended: glideins that ended in the last hour. The `age` of such a glidein is the time since it ended.
+        ended: glideins that ended in the last hour, or the latest of them if there are very many. The `age` of such a
+            glidein is the time since it ended.
         retargets: sticky jobs in the queue.
         config_errors: errors in site files. A running factory continues with the earlier version of its site file.
         now: Unix time of this observation.

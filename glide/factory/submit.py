@@ -33,7 +33,8 @@ QUEUE_SECONDS = 7 * 86400
 # A token is valid for the glidein's lifetime plus this number of seconds. The lifetime begins when the glidein starts
 # on a node. If the token is not renewed, the glidein may wait in the queue for at most this number of seconds.
 TOKEN_SECONDS = 86400
-KEEP_ENDED_SECONDS = 3600  # minimum time that ended glideins stay in the queue, in seconds
+# Minimum time that ended glideins stay in the queue, in seconds. If there are very many, only the latest of them stay.
+KEEP_ENDED_SECONDS = 3600
 LOG_SECONDS = 7 * 86400  # time that the logs of ended glideins stay on disk, in seconds
 MOST_LOGS = 500  # maximum number of ended glideins of an entry whose logs stay on disk; each has about 14 files
 

@@ -18,6 +18,9 @@ from glide.web.snapshot_worker import serve_snapshots, unexpected_error
 
 REFRESH_SECONDS = 2.0  # minimum time between two snapshots, in seconds
 QUERY_TIMEOUT = 120.0  # time limit of a snapshot, in seconds; a snapshot needs several queries of up to 20 s each
+# A worker process is replaced after this number of snapshots, because HTCondor's bindings lose some memory with each
+# query (see glide.condor.queries). Until then, it loses about 4 MB.
+MOST_SNAPSHOTS = 1000
 MAX_WAIT_SECONDS = 3.0  # seconds that a request waits for a new snapshot, before it gets the previous one
 
 Run = tuple[str, str, str]  # a run's name, its user's name, its template's digest
@@ -125,15 +128,22 @@ class SnapshotCache:
         """
         spawn = multiprocessing.get_context("spawn")
         child = None
+        left = 0
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._begun)
             try:
+                if child is not None and left <= 0:
+                    child.kill()
+                    child.join()
+                    child = None
                 if child is None:
+                    left = MOST_SNAPSHOTS
                     pipe, worker_end = spawn.Pipe()
                     child = spawn.Process(target=self._worker, args=(worker_end,), daemon=True)
                     child.start()
                     worker_end.close()
+                left -= 1
                 pipe.send(None)
                 if not pipe.poll(self._timeout):
                     child.kill()
