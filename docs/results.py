@@ -11,7 +11,10 @@ from glide.report.experiment import Measurement, number, table
 FOLDER = Path(__file__).with_name("results")
 PAGE = Path(__file__).with_name("results.md")
 # In the order in which the papers ask; what is not here comes after.
-ORDER = ("rq1", "rq2", "rq3", "rq4", "rq5", "simulation", "predicted", "bt", "rt", "it", "peers", "engines")
+ORDER = (
+    "rq1", "rq2", "rq3", "rq4", "rq5", "simulation", "predicted", "bt", "rt", "it", "peers", "kills", "engines", "gpu",
+    "soak",
+)  # fmt: skip
 GOALS = {"more": "≥", "less": "≤"}
 HEAD = """# Results
 

@@ -49,6 +49,15 @@ def with_variable(name: str, value: str) -> list[Process]:
     return found
 
 
+def children(pid: int) -> list[int]:
+    """Return the process IDs of a process's children. If the process has ended, return an empty list."""
+    found: list[int] = []
+    for path in Path(f"/proc/{pid}/task").glob("*/children"):  # each thread has its own children
+        with suppress(OSError):
+            found += map(int, path.read_text("utf-8").split())
+    return found
+
+
 def daemons(found: list[Process], name: str) -> list[Process]:
     """Return the processes in `found` that are daemons with the program name `name`.
 

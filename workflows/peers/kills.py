@@ -23,6 +23,7 @@ from infer import TASK, TOKENS_VARIABLE, WATCH_VARIABLE, WORKERS
 from matplotlib.figure import Figure
 from run import GLIDE, SYSTEMS, Missing, System, interpreter, measure, write_records
 
+from glide.condor.processes import children
 from glide.report.experiment import Experiment, arguments, number, positive
 from glide.report.sweep.figures import BLUE, INK, WIDTH, style
 
@@ -72,11 +73,7 @@ class Killer:
 
 
 def _descendants(pid: int) -> list[int]:
-    try:
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text("utf-8").split()
-    except OSError:
-        return []
-    return [each for child in map(int, children) for each in (child, *_descendants(child))]
+    return [each for child in children(pid) for each in (child, *_descendants(child))]
 
 
 def _kill(pid: int) -> None:

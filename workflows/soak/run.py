@@ -27,6 +27,7 @@ from samples import KINDS, LIMIT, MOST, WARM_UP_SECONDS, Sample, growth, of_fold
 
 from glide.bench.api_server import ApiServer
 from glide.condor import EmbeddedPool, bindings
+from glide.condor.processes import children
 from glide.report.experiment import Experiment, arguments, number
 from glide.report.sweep.figures import style
 from glide.system import ending_with_us
@@ -115,7 +116,10 @@ class Soak:
                 models[-1].write_text(yaml.safe_dump({"name": model["name"], "model": model, "glideins": 2}), "utf-8")
             server = stack.enter_context(ApiServer(*(each for file in models for each in ("--model", file))))
             web = stack.enter_context(_command(folder / "web.log", "web", "--port", "0"))
-            pids = {"factory": factory.pid, "serve": server.process.pid, "web": web.pid}
+            pids = {
+                "factory": factory.pid, "serve": server.process.pid, "web": web.pid,
+                "serve, for HTCondor": _child(server.process.pid, "glide.live.worker"),
+            }  # fmt: skip
             self._work(folder, server)
             faults = Faults(pool, site, disk, clock)
             sampling = threading.Event()
@@ -248,6 +252,16 @@ class Soak:
                 axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize="x-small")
             panels[-1].set(xlabel="minutes")
         return drawn
+
+
+def _child(pid: int, word: str) -> int:
+    """Return the process ID of a process's child. Its command line contains the word."""
+    while True:  # it may start only now
+        for child in children(pid):
+            with suppress(OSError):
+                if word.encode() in Path(f"/proc/{child}/cmdline").read_bytes():
+                    return child
+        time.sleep(0.2)
 
 
 @contextmanager
