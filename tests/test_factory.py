@@ -33,7 +33,7 @@ from glide.template import Template
 from glide.template.needs import Needs
 from glide.vocabulary import Exit, Job, JobStatus, Machine, State
 from tests.conftest import eventually
-from tests.factory_rig import DESCRIPTION, FactoryProcess, command, entry
+from tests.factory_rig import DESCRIPTION, ROOT, FactoryProcess, command, entry
 
 pytestmark = pytest.mark.pool
 
@@ -326,6 +326,28 @@ def test_only_the_latest_of_many_ended_glideins_stay_in_the_queue(access_point, 
         assert set(ended()) == {job for job, age in ages.items() if age < 6}
     finally:
         access_point.remove(either([f"ClusterId == {cluster}" for cluster in clusters]), "the test ends")
+
+
+def test_glidein_whose_output_met_a_full_disk_starts_again(access_point, pool):
+    """HTCondor holds such a job with code 9 (or 12 after its end) and error 28 (or 122 for a quota)."""
+    template = (ROOT / "submit_templates" / "glidein.sub").read_text()
+    (release,) = [line for line in template.splitlines() if line.startswith("periodic_release")]
+    description = f"executable = /bin/true\nrequirements = false\nhold = true\n{release}\nqueue 4\n"
+    cluster = access_point.submit(description, {f"My.{Job.ENTRY}": '"disk"'})
+    codes = {0: (9, 28), 1: (12, 122), 2: (9, 2), 3: (34, 28)}  # 2: no such file; 3: too much memory
+
+    def statuses() -> dict[int, int]:
+        found = access_point.jobs(f"ClusterId == {cluster}", ["ProcId", "JobStatus"])
+        return {job["ProcId"]: job["JobStatus"] for job in found}
+
+    try:
+        for proc, pair in codes.items():
+            for name, value in zip(("HoldReasonCode", "HoldReasonSubCode"), pair, strict=True):
+                access_point.edit({f"{cluster}.{proc}": str(value)}, name)
+        eventually(lambda: {statuses()[0], statuses()[1]} == {JobStatus.IDLE}, "they are released")
+        assert {statuses()[2], statuses()[3]} == {JobStatus.HELD}
+    finally:
+        access_point.remove(f"ClusterId == {cluster}", "the test ends")
 
 
 @pytest.mark.parametrize("nonsense", NONSENSE)

@@ -1,4 +1,4 @@
-"""Send queries to daemons from a process of their own, which is replaced from time to time.
+"""Send all queries of this program from a child process, and replace the child from time to time.
 
 The bindings of HTCondor 25.14 never free the names of the attributes that a query asks for (`py_str_to_std_string` in
 py_util.cpp keeps a reference to each name). A query loses about 50 bytes per name. A factory that queries every two
@@ -60,7 +60,7 @@ def query_collector(
 
 
 class QueryProcess:
-    """A process that sends the queries of this process, one at a time."""
+    """A child process that sends queries, one at a time."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -72,17 +72,18 @@ class QueryProcess:
     def send(self, query: Callable[..., Any], *arguments: Any) -> Any:
         """Let the process call a function of this module, and return the result.
 
-        If the current process was started by `glide.condor.bounded.ask`, it calls the function itself. Such a process
-        ends soon.
+        A daemonic process of multiprocessing, such as those of `glide.condor.bounded.ask`, must not start children. So
+        it calls the function itself.
 
         Raises:
-            CondorError: the function raised an error, or did not return within TIME_LIMIT.
+            CondorError: the function raised an error or did not return within TIME_LIMIT, or the child crashed twice,
+                or it cannot be started.
         """
         if multiprocessing.current_process().daemon:
             return query(*arguments)
         with self._lock:
             result = self._ask(query, arguments)
-            if result is None:  # the process has ended, for example with the thread that started it: try a new one
+            if result is None:  # Linux ends the child when the thread that started it ends (see end_with_parent)
                 result = self._ask(query, arguments)
         if result is None:
             raise CondorError("the process that sends queries crashed")
@@ -191,7 +192,7 @@ def _collector(address: str | None) -> Any:
 def _plain_values(ad: Any) -> dict[str, Any]:
     """Return a ClassAd as a dict of texts, numbers, and lists of these. Leave out all other values.
 
-    Values that are undefined or an error are left out, for example, and nested ClassAds.
+    So nested ClassAds are left out, and values that are undefined or an error.
     """
     expression = bindings.classad2.ExprTree
     # Most attributes are plain values. Only expressions are evaluated, because evaluating all attributes of a large

@@ -151,9 +151,12 @@ class Factory:
             self.baselines[site.site] = baseline(snapshot, actions, before)
         try:
             self.journals[site.site].write(snapshot, actions, refused)
+        except OSError as error:  # the cycle continues, because no decision depends on the journal
+            self._log_errors(site, [f"cannot write the journal: {error}"])
+        try:
             self.usages[site.site].add(snapshot, site)
-        except OSError as error:  # the cycle continues, because no decision depends on these files
-            self._log_errors(site, [f"cannot write the journal or the usage: {error}"])
+        except OSError as error:
+            self._log_errors(site, [f"cannot write the usage of devices: {error}"])
         if not snapshot.unavailable_sources:
             self._log_errors(site, housekeeping(client, snapshot))
         return {glidein.job for glidein in snapshot.glideins}

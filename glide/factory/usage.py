@@ -29,7 +29,12 @@ MOST_ROWS = 2000  # users choose the names of models; after this number of rows,
 
 
 class UsageKey(NamedTuple):
-    """What a number is about. `user` and `model` are empty if nobody's jobs wait, or if no model is chosen."""
+    """What an amount counts for.
+
+    Attributes:
+        user: empty if no user's job runs or waits.
+        model: empty for a glidein without a model.
+    """
 
     entry: str
     user: str
@@ -69,7 +74,7 @@ class Usage:
         """Add the time since the last cycle. Write the file if the last write is WRITE_SECONDS ago.
 
         Raises:
-            OSError: the file cannot be written. Nothing is lost: the next call tries again.
+            OSError: the file cannot be written. The amounts stay in memory, and the next call tries again.
         """
         if snapshot.unavailable_sources:
             return

@@ -1,10 +1,10 @@
 """Measure glide on one machine with a GPU, which may have no network.
 
-    python kit.py pack FOLDER           on a machine with a network: collect everything that the other machine needs
-    python FOLDER/kit.py run OUT        on the machine with the GPU: install it in a temporary folder, and measure
+    .venv/bin/python workflows/gpu/kit.py pack FOLDER    with a network: collect what the other machine needs
+    python FOLDER/kit.py run OUT                         on the other machine: install it, and measure
 
-This file needs only Python's standard library. `run` writes gpu.json, gpu.md and gpu.png to OUT. README.md has the plan
-of the ten minutes.
+`pack` needs glide's environment and a checkout. `run` needs only Python's standard library, until it has installed the
+rest. It writes gpu.json, gpu.md and gpu.png to OUT. README.md has the plan of the ten minutes.
 """
 
 from __future__ import annotations
@@ -70,12 +70,12 @@ def _platforms() -> list[str]:
 
 
 def run(words: Sequence[str]) -> int:
-    """Install the packed files in a temporary folder if glide is not installed, measure, and return the exit code.
+    """Install the packed files in a temporary folder, measure, and return the exit code. A checkout is used as it is.
 
     Args:
         words: the arguments of measure.py.
     """
-    if importlib.util.find_spec("glide"):
+    if (HERE / "measure.py").exists():
         return subprocess.run([sys.executable, str(HERE / "measure.py"), *words]).returncode
     if missing := [name for name in GIVEN if importlib.util.find_spec(name) is None]:
         sys.exit(f"kit.py: this Python ({sys.executable}) lacks {' and '.join(missing)}; use one that has them")

@@ -1,7 +1,8 @@
 """On one GPU: what does sticky state save, and how much of the engine's rate does glide keep?
 
-Each step of PLAN has a time. A step is left out if the rest of --minutes is shorter than its time. After each step the
-results so far are written, so that an end of the machine loses at most one step.
+Each step of PLAN has a planned time. A step is left out if less than this time is left of --minutes. A step that is
+slower than planned is not stopped. After each step the results so far are written, so that at most one step is lost if
+the machine is taken away.
 """
 
 from __future__ import annotations
@@ -88,7 +89,7 @@ class Kit:
     """The measurements so far.
 
     Attributes:
-        until: monotonic time at which no step may run any more.
+        until: monotonic time by which the last step should end.
         folder: folder for temporary files.
     """
 
@@ -108,7 +109,7 @@ class Kit:
         self.experiment.data.setdefault("values", []).append([step, what, value, unit])
 
     def prompts(self, count: int) -> list[str]:
-        """Return `count` different prompts of about 200 tokens, because a token is a byte."""
+        """Return `count` different prompts of about 150 bytes. A token is a byte."""
         filler = "a sentence that makes the prompt as long as a short claim with evidence. " * 2
         return [f"{index}: {filler}" for index in range(count)]
 
@@ -277,7 +278,7 @@ def whole(kit: Kit, engine: str) -> None:
 
 @dataclass(frozen=True)
 class Step:
-    """A step of the plan, and the seconds that it takes at most on a GPU."""
+    """A step of the plan, and the seconds that it should take at most on a GPU."""
 
     name: str
     seconds: float

@@ -42,7 +42,7 @@ MEANS = {
 
 
 class Killer:
-    """Kill one of the announced workers every `every` seconds, from the first announcement on.
+    """Kill one of the announced workers every `every` seconds, for the first time `every` seconds after the first one.
 
     Args:
         folder: the folder of WATCH_VARIABLE.
@@ -126,9 +126,11 @@ def account(runs: Sequence[dict[str, Any]], records: int, began: float) -> Exper
     experiment.notes += [
         f"{WORKERS} workers of one core compute {records:,} prompts with {TOKENS} new tokens each. A task of the"
         f" other systems has {TASK} prompts. glide chooses the size of its jobs, and its jobs stream their results.",
-        "A prompt counts as begun again each time that a worker begins it after the first time. glide's engine begins"
-        " many prompts at a time (continuous batching), and the others batches of 32. glide's finished results reach"
-        f" the access point once a second; those of the others when a task of {TASK} prompts ends.",
+        "A prompt counts as begun again each time that a worker begins it after the first time. The workers count this."
+        " For glide, the driver counts it: prompts that a lost node had begun, and results that arrived twice.",
+        "glide's engine begins many prompts at a time (continuous batching), and the others batches of 32. glide's"
+        " finished results reach the access point once a second; those of the others when a task of"
+        f" {TASK} prompts ends.",
         "A system without a means to replace workers ends with an error, and its results are in no file.",
     ]
     if len({each["digest"] for each in runs if "digest" in each}) == 1:

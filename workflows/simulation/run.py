@@ -31,7 +31,7 @@ AS_GLIDE = {"rq1-sticky-invoc": "rq1", "rq4-sticky-invoc": "rq4", **{name: name 
 
 
 def main() -> None:
-    options = arguments(__doc__ or "", "simulation", "About a minute; nothing is started.").parse_args()
+    options = arguments(__doc__ or "", "simulation", "About two minutes; nothing is started.").parse_args()
     experiment = Experiment(
         "simulation", "The paper's experiments in simulation",
         "On the paper's cluster, do plan and packer take the time that the paper measured, and what would glide do?",
