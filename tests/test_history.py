@@ -13,6 +13,7 @@ from glide.report.sweep import history as histories
 from glide.report.sweep import timeline
 from glide.report.sweep.history import Interval
 from glide.report.sweep.timeline import CPU, UNKNOWN
+from glide.report.sweep.usage import usage
 from glide.sweep import history as writing
 from glide.vocabulary import JobStatus, State
 
@@ -89,16 +90,27 @@ def test_usage_has_device_hours_cost_and_energy():
         line(1800, lane="b@x", joules=36_000), *carried("p", "a@x", 1800, 3600), line(3000, lane="a@x", joules=396_000),
         line(3600, lane="a@x", joules=756_000), line(3600, counts={}, end="finished"),
     ]  # fmt: skip
-    usage = timeline.usage(histories.read(told))
-    assert usage["GPU X"] == {
+    found = usage(histories.read(told))
+    assert found["GPU X"] == {
         "device_hours": {"productive": 0.25, "loading": 0.5, "lost": 0, "idle": 0.25}, "kwh": 0.2, "cost": 3.0,
     }  # fmt: skip
-    assert usage[CPU]["device_hours"]["idle"] == 2.0
-    assert (usage[CPU]["kwh"], usage[CPU]["cost"]) == (None, None)
+    assert found[CPU]["device_hours"]["idle"] == 2.0
+    assert (found[CPU]["kwh"], found[CPU]["cost"]) == (None, None)
+
+
+def test_energy_counts_from_zero_and_in_each_part_of_a_sweep():
+    """The first report of a new glidein is 0. A resumed sweep sees the same lanes again."""
+    told = [
+        line(0, run="r"), lane(0, "a@x", State.WARM, devices=1.0), line(20, lane="a@x", joules=0),
+        line(50, lane="a@x", joules=36_000), line(60, counts={}, end="stopped"), line(100, run="r"),
+        lane(100, "a@x", State.WARM, devices=1.0, joules=72_000), line(150, lane="a@x", joules=144_000),
+        line(160, counts={}, end="finished"),
+    ]  # fmt: skip
+    assert usage(histories.read(told))[CPU]["kwh"] == pytest.approx(0.03)
 
 
 def test_history_of_an_older_version_has_no_usage():
-    assert timeline.usage(histories.read(TWO_LANES))["GPU X"] == {
+    assert usage(histories.read(TWO_LANES))["GPU X"] == {
         "device_hours": {"productive": 0, "loading": 0, "lost": 0, "idle": 0}, "kwh": None, "cost": None,
     }  # fmt: skip
 

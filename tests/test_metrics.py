@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+import time
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -22,6 +23,7 @@ from glide.factory.journal import Journal
 from glide.factory.observe import build_snapshot
 from glide.factory.snapshot import Demand, Snapshot
 from glide.factory.totals import ENDED, ENDS, ERRORS, EVICTED, SERVED, MetricKey, Totals
+from glide.factory.usage import Usage
 from glide.protocol.ads import OuterAd, from_ad
 from glide.report.reasons import QueueView as Site
 from glide.report.status import document
@@ -98,6 +100,10 @@ def test_dashboard_metrics_exist_and_reveal_no_secrets(prometheus: Fetched, own_
     odd = replace(LANE, template="U", model='no"name', state="Nonsense", entry="x y")
     snapshot = Snapshot((GLIDEIN, held), (LANE, odd), (demand, *strangers), ended=(ended,), now=1000.0, user="ada@lab")
     Journal(own_home / "factory" / "lab").write(snapshot, [])
+    account = Usage(own_home / "factory" / "lab")
+    for _ in range(2):
+        account.add(replace(snapshot, now=time.time()), SITE)
+    account.write()
     view = view_of(snapshot, SITE)
     view.status["sites"][0]["entries"][0]["token_hours"] = 2.0
     text = exposition(lambda: view).decode()

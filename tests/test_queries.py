@@ -3,6 +3,7 @@
 import fcntl
 import os
 import signal
+import subprocess
 import sys
 import threading
 
@@ -130,6 +131,53 @@ def test_refused_query_is_one_error(sender):
     with pytest.raises(CondorError, match="collector: query failed"):
         Collector().lanes(["Name"], "((")
     assert jobs() == []
+
+
+# The time to evaluate this doubles with each attribute. With 30 of them, even the schedd does not answer.
+NESTED = "[" + ";".join(["x0 = 1", *(f"x{n} = x{n - 1} + x{n - 1}" for n in range(1, 13))]) + "].x12"
+
+
+@pytest.mark.parametrize("value", [NESTED, " + ".join(["1"] * 450), "strcat(B, B, B, B)", "{" * 50 + "1" + "}" * 50])
+def test_expressions_of_other_users_neither_fail_nor_hang(sender, value):
+    access_point = AccessPoint()
+    cluster = access_point.submit(
+        "executable = /bin/true\nhold = true\nqueue\n", {"My.A": value, "My.B": '"text"', "My.C": "2 * 3"}
+    )
+    try:
+        (job,) = access_point.jobs(f"ClusterId == {cluster}", ["A", "B", "C"])
+        assert {name: job.get(name) for name in "ABC"} == {"A": None, "B": "text", "C": 6}
+    finally:
+        access_point.remove(f"ClusterId == {cluster}", "the test ends")
+
+
+def test_text_that_is_not_utf8_is_left_out(sender, tmp_path):
+    description = tmp_path / "job.sub"
+    description.write_bytes(b'executable = /bin/true\nhold = true\nMy.A = "caf\xe9"\nMy.B = "text"\nqueue\n')
+    done = subprocess.run(["condor_submit", "-terse", description], capture_output=True, text=True, check=True)
+    cluster = done.stdout.split(".")[0]
+    try:
+        (job,) = AccessPoint().jobs(f"ClusterId == {cluster}", ["A", "B"])
+        assert "A" not in job and job["B"] == "text"
+    finally:
+        AccessPoint().remove(f"ClusterId == {cluster}", "the test ends")
+
+
+SLOW_READER = """
+import sys, threading
+from glide.condor import AccessPoint, connect
+connect()
+threading.Thread(target=sys.stdin.read, daemon=True).start()
+time = __import__("time"); time.sleep(0.5)
+print(AccessPoint().jobs("false", ["ClusterId"]), AccessPoint().user != "", flush=True)
+__import__("os")._exit(0)
+"""
+
+
+def test_query_starts_while_a_thread_reads_standard_input(pool):
+    with subprocess.Popen(
+        [sys.executable, "-c", SLOW_READER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout.read() == "[] True\n"
 
 
 def test_values_that_are_neither_texts_nor_numbers_nor_lists_of_them_are_left_out(sender):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import sys
+import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -306,6 +309,22 @@ def test_visible_gpus_are_found_by_index_or_short_uuid(nvidia, monkeypatch, visi
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     assert [gpu.name for gpu in gpus.gpus()] == names
+
+
+def test_energy_is_the_power_over_time(nvidia, monkeypatch):
+    monkeypatch.setattr(gpus, "POWER_SECONDS", 0.1)
+    reports: list[tuple[float, float]] = []
+    began = time.monotonic()
+
+    async def measure() -> None:
+        measuring = gpus.measure_energy(lambda joules: reports.append((joules, time.monotonic() - began)))
+        with suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(measuring, 2)
+
+    asyncio.run(measure())
+    assert len(reports) > 1
+    for joules, seconds in reports:  # only the first GPU reports its power, 61.5 W
+        assert 0 < joules <= 61.5 * seconds
 
 
 def test_power_is_unknown_if_the_driver_does_not_report_it(nvidia):

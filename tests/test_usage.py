@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -38,13 +39,25 @@ def test_glidein_without_job_counts_for_those_who_wait_for_its_template(state, k
     assert of([one], [lane(one, state)]) == {("", "model", kind): 1.0}
 
 
+def test_user_who_is_unknown_or_not_served_has_no_share():
+    """A user can change the slot in the ad of a job. Then it counts for nobody, and not for others who wait."""
+    one = glidein(0)
+    assert of([one], [lane(one, claimed=True)], [demand(user=BOB)]) == {("", "model", "productive"): 1.0}
+    assert of([one], [lane(one, claimed=True, user="eve@x")]) == {("", "model", "productive"): 1.0}
+
+
+def test_user_whose_jobs_all_run_does_not_wait():
+    one = glidein(0)
+    assert of([one], [lane(one)], [demand(user=ADA, idle=0, running=3)]) == {("", "model", "idle"): 1.0}
+
+
 def test_glidein_without_lane_is_lost_and_waiting_ones_do_not_count():
     assert of([glidein(0, model="model")]) == {("", "model", "lost"): 1.0}
     assert of([glidein(0, status=IDLE), glidein(1, entry="of another site")]) == {}
 
 
 def cycles(account: Usage, seconds, **fields) -> None:
-    one = glidein(0)
+    one = glidein(0, devices=2)
     for at, joules in seconds:
         lanes = (lane(one, claimed=True, user=ADA, joules=joules, **fields), lane(one, joules=joules))
         account.add(Snapshot((one,), lanes, now=NOON + at, user=ADA), site(ENTRY))
@@ -98,7 +111,7 @@ def test_unavailable_pool_adds_nothing(tmp_path):
 def test_number_of_rows_is_limited(tmp_path, monkeypatch):
     monkeypatch.setattr(usage, "MOST_ROWS", 3)
     account = Usage(tmp_path)
-    one = glidein(0)
+    one = glidein(0, devices=2)
     for number in range(9):
         many = lane(one, claimed=True, user=ADA)
         many: Lane = replace(many, model=f"m{number}")
@@ -107,10 +120,41 @@ def test_number_of_rows_is_limited(tmp_path, monkeypatch):
     assert sum(amount.seconds for amount in account.amounts.values()) == 16
 
 
+def test_energy_is_what_devices_can_use_although_a_report_is_missing_or_wrong(tmp_path):
+    account = Usage(tmp_path)
+    cycles(account, [(0, 0.0), (10, None), (20, 4000.0), (30, 9e14)])
+    assert account.amounts[KEY].joules == 4000 + usage.MOST_WATTS * 2 * (10 + usage.LONGEST_CYCLE)
+
+
+def test_glideins_keep_their_devices_when_the_site_file_changes(tmp_path):
+    account = Usage(tmp_path)
+    one = glidein(0, devices=1)
+    for at in (0, 10):
+        account.add(Snapshot((one,), (lane(one, claimed=True, user=ADA),), now=NOON + at, user=ADA), site(ENTRY))
+    assert account.amounts[KEY].seconds == 10  # the site file has two GPUs now
+
+
+def test_unreadable_file_is_not_overwritten(tmp_path, monkeypatch):
+    account = Usage(tmp_path)
+    cycles(account, [(0, None), (10, None)])
+    account.write()
+
+    def fail(path: Path) -> dict:
+        raise OSError(5, "Input/output error")
+
+    later = Usage(tmp_path)
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="Input/output error"):
+        patch.setattr(usage, "read", fail)
+        cycles(later, [(20, None)])
+    cycles(later, [(30, None), (40, None)])
+    assert later.amounts[KEY].seconds == 40
+
+
 @pytest.mark.parametrize("content", ["", "{", "[1]", '[{"entry": "here"}]', "null"])
-def test_damaged_file_is_an_empty_account(tmp_path, content):
+def test_damaged_file_is_set_aside(tmp_path, content):
     (tmp_path / "usage").mkdir()
     (tmp_path / "usage" / "2026-11.json").write_text(content)
     account = Usage(tmp_path)
     cycles(account, [(0, None), (10, None)])
     assert account.amounts[KEY].seconds == 20
+    assert (tmp_path / "usage" / "2026-11.damaged").read_text() == content

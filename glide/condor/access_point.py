@@ -12,7 +12,7 @@ from typing import Any
 
 from glide.condor import bindings
 from glide.condor.bounded import CALL_SECONDS, Answer, isolated
-from glide.condor.queries import query_schedd
+from glide.condor.queries import query_collector, query_schedd
 from glide.condor.signals import defer_signals
 from glide.errors import CondorError, CondorRefused
 from glide.vocabulary import JobStatus
@@ -20,6 +20,8 @@ from glide.vocabulary import JobStatus
 SPOOLING_INPUT = 16  # HTCondor's HoldReasonCode while the input files of a job are being spooled
 SPOOL_SECONDS = 45.0  # longest expected time to spool a job's input files, in seconds
 SUBMIT_SECONDS = 60.0  # time limit of a submission with small input files, in seconds
+# The attributes of a schedd's ad that the bindings need to contact it.
+LOCATION = ["Name", "Machine", "MyType", "MyAddress", "AddressV1", "CondorVersion", "CondorPlatform"]
 EDIT_SECONDS = 0.1  # additional time limit for each edit of one call, in seconds
 
 
@@ -54,14 +56,12 @@ class AccessPoint:
         """Return the schedd's location ad and the bindings' Schedd object."""
         if self._found is None:
             try:
-                kind = bindings.htcondor2.DaemonType.Schedd
-                pool = (
-                    bindings.htcondor2.Collector(self.collector) if self.collector else bindings.htcondor2.Collector()
-                )
-                if self.collector and not self.name:
-                    (location,) = pool.locateAll(kind)
+                if self.collector or self.name:
+                    constraint = f"Name == {quoted(self.name)}" if self.name else "true"
+                    (found,) = query_collector(self.collector, "Schedd", constraint, LOCATION)
+                    location = bindings.classad2.ClassAd(found)
                 else:
-                    location = pool.locate(kind, self.name) if self.name else pool.locate(kind)
+                    location = bindings.htcondor2.Collector().locate(bindings.htcondor2.DaemonType.Schedd)
                 self._found = location, bindings.htcondor2.Schedd(location)
             except (RuntimeError, ValueError, TypeError, bindings.htcondor2.HTCondorException) as error:
                 where = f" in the pool of {self.collector}" if self.collector else ""

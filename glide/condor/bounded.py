@@ -7,7 +7,9 @@ Most calls give up by themselves after about 20 s. A ping and a query for a daem
 from __future__ import annotations
 
 import multiprocessing
+import multiprocessing.context
 import signal
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -30,6 +32,17 @@ class NoReply:
     kind: type[CondorError] = CondorError
 
 
+class ForkedProcess(multiprocessing.context.ForkProcess):
+    """A process that starts although a thread of its parent reads standard input.
+
+    Without this class, multiprocessing would close `sys.stdin` in the new process, and wait forever for its lock.
+    """
+
+    def _bootstrap(self, *arguments: Any, **options: Any) -> int:
+        sys.stdin = None
+        return super()._bootstrap(*arguments, **options)  # type: ignore[misc]
+
+
 def ask(questions: Mapping[str, Callable[[], Any]], seconds: float) -> dict[str, Any]:
     """Run several calls at the same time, each in its own process. Return a dict with the result of each call.
 
@@ -39,13 +52,12 @@ def ask(questions: Mapping[str, Callable[[], Any]], seconds: float) -> dict[str,
         questions: a dict with the calls. Each result has the same key as its call.
         seconds: time limit, in seconds. All calls start together, so the limit is the same for each call.
     """
-    processes = multiprocessing.get_context("fork")
     asked = {}
     try:
         with defer_signals():  # Python ignores exceptions of signal handlers in the functions that it calls at a fork
             for name, question in questions.items():
-                here, there = processes.Pipe(duplex=False)
-                process = processes.Process(target=_answer, args=(there, question), daemon=True)
+                here, there = multiprocessing.Pipe(duplex=False)
+                process = ForkedProcess(target=_answer, args=(there, question), daemon=True)
                 process.start()
                 there.close()
                 asked[name] = process, here

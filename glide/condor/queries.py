@@ -19,13 +19,14 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from glide.condor import bindings
-from glide.condor.bounded import CALL_SECONDS, NoReply, answer
+from glide.condor.bounded import CALL_SECONDS, ForkedProcess, NoReply, answer
 from glide.condor.signals import defer_signals
 from glide.errors import CondorError
 from glide.system import end_with_parent
 
 MOST_QUERIES = 2000  # a process ends after this number of queries; until then, it loses about 5 MB
 TIME_LIMIT = 2 * CALL_SECONDS  # the bindings give up earlier by themselves, in most cases
+LONGEST_EXPRESSION = 200  # number of characters; in the ads that glide reads, most values are no expressions
 _PLAIN = {str, int, float, bool}
 
 
@@ -80,7 +81,8 @@ class QueryProcess:
                 or it cannot be started.
         """
         if multiprocessing.current_process().daemon:
-            return query(*arguments)
+            with defer_signals():
+                return query(*arguments)
         with self._lock:
             result = self._ask(query, arguments)
             if result is None:  # Linux ends the child when the thread that started it ends (see end_with_parent)
@@ -114,9 +116,11 @@ class QueryProcess:
     @defer_signals()  # Python ignores exceptions of signal handlers in the functions that it calls at a fork
     def _start(self) -> Connection:
         bindings.version()  # import the bindings before the fork, so that each new process has them at once
-        context = multiprocessing.get_context("fork")
-        here, there = context.Pipe()
-        self._process = context.Process(target=_serve, args=(there,), daemon=True)
+        try:
+            here, there = multiprocessing.Pipe()
+        except OSError as error:
+            raise CondorError(f"cannot start a process: {error.strerror}") from None
+        self._process = ForkedProcess(target=_serve, args=(there,), daemon=True)
         try:
             self._process.start()
         except OSError as error:
@@ -143,6 +147,7 @@ class QueryProcess:
 def _serve(pipe: Connection) -> None:
     """Answer the queries that arrive at a pipe until the pipe is closed."""
     end_with_parent()
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     # Close all files that the parent had open, so that it alone decides how long its pipes, connections and locks last.
     for number in map(int, os.listdir("/proc/self/fd")):
         if number > 2 and number != pipe.fileno():
@@ -190,16 +195,31 @@ def _collector(address: str | None) -> Any:
 
 
 def _plain_values(ad: Any) -> dict[str, Any]:
-    """Return a ClassAd as a dict of texts, numbers, and lists of these. Leave out all other values.
+    """Return a ClassAd as a dict of texts, numbers, and lists of these.
 
-    So nested ClassAds are left out, and values that are undefined or an error.
+    Nested ClassAds are left out, and values that are undefined or an error. Any user can write anything into the ad of
+    a job. So values that cannot be read are left out, too, and expressions that may take long to evaluate.
     """
-    expression = bindings.classad2.ExprTree
-    # Most attributes are plain values. Only expressions are evaluated, because evaluating all attributes of a large
-    # queue takes six times as long.
-    values = ((name, ad.eval(name) if isinstance(value, expression) else value) for name, value in ad.items())
-    # All ads have the same names. A pickle contains an object only once, so it contains each name only once.
-    return {sys.intern(name): value for name, value in values if type(value) in _PLAIN or _is_plain_list(value)}
+    found: dict[str, Any] = {}
+    with suppress(Exception):  # a name that is not UTF-8: leave out the rest of the ad
+        for name in ad:
+            with suppress(Exception):  # a value that is not UTF-8, or an expression that is nested too deeply
+                value = ad[name]
+                if isinstance(value, bindings.classad2.ExprTree):
+                    value = _evaluated(value)
+                # All ads have the same names. A pickle contains each object only once, and so each name.
+                if type(value) in _PLAIN or _is_plain_list(value):
+                    found[sys.intern(name)] = value
+    return found
+
+
+def _evaluated(expression: Any) -> Any:
+    """Return the value of an expression. If it is long or has nested ClassAds, return None.
+
+    References to other attributes are undefined. With them or with nested ClassAds, a short text can take years.
+    """
+    text = str(expression)
+    return expression.eval() if len(text) <= LONGEST_EXPRESSION and "[" not in text else None
 
 
 def _is_plain_list(value: Any) -> bool:

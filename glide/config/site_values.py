@@ -14,7 +14,7 @@ from glide.programs import PROGRAMS
 # name. So no entry may have one of these names.
 RESERVED_NAMES = (
     "accounts", "drained", "factory.log", "file", "journal.jsonl", "journal.jsonl.1", "lock", "peers", "seed",
-    "users.lock", "while-used.lock",
+    "usage", "users.lock", "while-used.lock",
 )  # fmt: skip
 
 

@@ -16,6 +16,7 @@ from glide.ssh.access_point import RemoteAccessPoint
 from glide.template import Template
 from glide.vocabulary import Job, JobStatus, State
 
+RUNNING = (JobStatus.RUNNING, JobStatus.TRANSFERRING, JobStatus.SUSPENDED)
 Queue = AccessPoint | RemoteAccessPoint
 
 
@@ -94,7 +95,7 @@ def build_snapshot(
         specs: a dict from the digest of each template to the template, as the ads of jobs describe it.
     """
     invocations = list(invocations)
-    users = {job.slot: job.user for job in invocations if job.slot}
+    users = {job.slot: job.user for job in invocations if job.slot and job.status in RUNNING}
     advertised = tuple(_lane(ad, users.get(ad.name, "")) for ad in lanes)
     by_glidein = {(lane.glide_id, lane.template): lane for lane in advertised}
     glideins = [_glidein(job, by_glidein) for job in outer_jobs]
@@ -151,6 +152,7 @@ def _glidein(job: OuterAd, lanes: Mapping[tuple[str, str], Lane]) -> Glidein:
         job.cluster, job.proc, job.entry, job.template, job.status, starts=job.starts, age=age,
         hold_reason=job.hold_reason, state=job.state, failure=_failure(job),
         host=(job.slot or job.last_slot).rpartition("@")[2], served=job.served, errors=job.errors, model=job.model,
+        devices=job.gpus or job.cpus,
     )  # fmt: skip
     if _is_outdated(job, since):
         glidein = replace(glidein, state="", failure="", served=0, errors=0)

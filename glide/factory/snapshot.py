@@ -31,6 +31,7 @@ class Glidein:
         served: number of records served, including the records whose result is an error.
         errors: number of served records whose result is an error.
         model: name of the model that the glidein was submitted with.
+        devices: number of GPUs that the glidein has requested, or of CPU cores if it has requested no GPU.
     """
 
     cluster: int
@@ -48,6 +49,7 @@ class Glidein:
     served: int = 0
     errors: int = 0
     model: str = ""
+    devices: int = 1
 
     @property
     def job(self) -> str:

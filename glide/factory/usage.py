@@ -25,6 +25,7 @@ KINDS = {  # the kind of time that each activity of a glidein counts as
 }  # fmt: skip
 WRITE_SECONDS = 10.0  # time between two writes of the file, in seconds
 LONGEST_CYCLE = 60.0  # if the time between two cycles is longer, in seconds, only this time counts
+MOST_WATTS = 2000.0  # largest accepted power of a device
 MOST_ROWS = 2000  # users choose the names of models; after this number of rows, further models count as OTHER
 
 
@@ -68,7 +69,8 @@ class Usage:
         self.month = ""
         self.amounts: dict[UsageKey, Amount] = {}
         self._cycle_time = self._write_time = 0.0  # Unix times of the last cycle and of the last write
-        self._joules: dict[str, float] = {}  # for each GlideId, the energy that was reported last
+        # For each GlideId: the energy that was reported last, and when (Unix time).
+        self._joules: dict[str, tuple[float | None, float]] = {}
 
     def add(self, snapshot: Snapshot, site: SiteFile) -> None:
         """Add the time since the last cycle. Write the file if the last write is WRITE_SECONDS ago.
@@ -81,14 +83,15 @@ class Usage:
         month = time.strftime("%Y-%m", time.gmtime(snapshot.now))
         if month != self.month:
             self.write()
-            self.month, self.amounts = month, read(self.folder / f"{month}.json")
+            self.amounts = read(self.folder / f"{month}.json")
+            self.month = month
         seconds = min(max(0.0, snapshot.now - self._cycle_time), LONGEST_CYCLE) if self._cycle_time else 0.0
         self._cycle_time = snapshot.now
         entries = {entry.name: entry for entry in site.entries}
         energy = self._energy(snapshot)
         for glidein, key, share in shares(snapshot, site):
             entry, amount = entries[key.entry], self._amount(key)
-            spent = share * seconds * entry.devices
+            spent = share * seconds * glidein.devices
             amount.seconds += spent
             amount.cost += spent / 3600 * (entry.price or 0.0)
             amount.joules += share * energy.get(glidein.glide_id, 0.0)
@@ -102,13 +105,22 @@ class Usage:
         return self.amounts.setdefault(key, Amount())
 
     def _energy(self, snapshot: Snapshot) -> dict[str, float]:
-        """Return the energy that each glidein has used since the last cycle, in J."""
-        now: dict[str, float] = {}
-        for lane in snapshot.lanes:
-            if lane.joules is not None:
-                now[lane.glide_id] = max(lane.joules, now.get(lane.glide_id, 0.0))
-        used = {name: max(0.0, joules - self._joules.get(name, joules)) for name, joules in now.items()}
-        self._joules = now
+        """Return the energy that each glidein has used since its last report, in J.
+
+        A node can report any number. So at most MOST_WATTS for each device count.
+        """
+        used: dict[str, float] = {}
+        present = {}
+        for glidein in snapshot.glideins:
+            name = glidein.glide_id
+            lanes = snapshot.lanes_of.get(name, ())
+            joules = max((lane.joules for lane in lanes if lane.joules is not None), default=None)
+            before, at = self._joules.get(name, (joules, snapshot.now))
+            if joules is not None and before is not None:
+                most = MOST_WATTS * glidein.devices * (max(0.0, snapshot.now - at) + LONGEST_CYCLE)
+                used[name] = min(max(0.0, joules - before), most)
+            present[name] = (before, at) if joules is None else (joules, snapshot.now)
+        self._joules = present
         return used
 
     def write(self) -> None:
@@ -132,12 +144,16 @@ def shares(snapshot: Snapshot, site: SiteFile) -> Iterator[tuple[Glidein, UsageK
     served = {name: set(owners(entry, snapshot)) for name, entry in entries.items()}
     waiting: dict[str, set[str]] = {}
     for demand in snapshot.demands:
-        waiting.setdefault(demand.template, set()).add(demand.user)
+        if demand.idle:
+            waiting.setdefault(demand.template, set()).add(demand.user)
     for glidein in snapshot.glideins:
         if glidein.status != JobStatus.RUNNING or glidein.entry not in entries:
             continue
         lanes = snapshot.lanes_of.get(glidein.glide_id, [])
-        works_for = {(lane.user, lane.model) for lane in lanes if lane.user}
+        # The user of a claimed lane is unknown for a moment, or if the user has changed the job's ad.
+        works_for = {
+            (lane.user if lane.user in served[glidein.entry] else "", lane.model) for lane in lanes if lane.claimed
+        }
         if not works_for:
             templates = {lane.template: lane.model for lane in lanes} or {glidein.template: glidein.model}
             works_for = {
@@ -151,14 +167,22 @@ def shares(snapshot: Snapshot, site: SiteFile) -> Iterator[tuple[Glidein, UsageK
 
 
 def read(path: Path) -> dict[UsageKey, Amount]:
-    """Return the amounts in a file. If the file does not exist or cannot be read, return an empty dict."""
-    with suppress(OSError, ValueError, TypeError, KeyError):
+    """Return the amounts in a file; an empty dict if the file does not exist. Rename a file with other content.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    try:
         return {
             UsageKey(*(str(row[name]) for name in UsageKey._fields)):
                 Amount(*(float(row[name]) for name in ("seconds", "joules", "cost")))
             for row in json.loads(path.read_text("utf-8"))
         }  # fmt: skip
-    return {}
+    except FileNotFoundError:
+        return {}
+    except (ValueError, TypeError, KeyError):
+        path.replace(path.with_suffix(".damaged"))
+        return {}
 
 
 def document(folder: Path, now: float) -> dict[str, Any]:
@@ -170,7 +194,10 @@ def document(folder: Path, now: float) -> dict[str, Any]:
     """
     month = time.strftime("%Y-%m", time.gmtime(now))
     rows: dict[tuple[str, str, str], dict[str, Any]] = {}
-    for key, amount in sorted(read(folder / "usage" / f"{month}.json").items()):
+    amounts: dict[UsageKey, Amount] = {}
+    with suppress(OSError):
+        amounts = read(folder / "usage" / f"{month}.json")
+    for key, amount in sorted(amounts.items()):
         empty = {"device_hours": dict.fromkeys(KINDS.values(), 0.0), "kwh": 0.0, "cost": 0.0}
         row = rows.setdefault(key[:3], {"entry": key.entry, "user": key.user, "model": key.model, **empty})
         row["device_hours"][key.kind] = round(amount.seconds / 3600, 4)

@@ -186,6 +186,8 @@ class OuterAd:
     by_signal: bool = _from("ExitBySignal", _is_flag, False)
     signal: int | None = _from("ExitSignal", _is_whole_number, None)
     code: int | None = _from("ExitCode", _is_whole_number, None)
+    cpus: int = _from("RequestCpus", _is_whole_number, 1)
+    gpus: int = _from("RequestGPUs", _is_whole_number, 0)
 
 
 @dataclass(frozen=True)

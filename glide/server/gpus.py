@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import shutil
@@ -14,6 +15,7 @@ QUERY_SECONDS = 30.0  # time limit of one query; the driver can take long while 
 # After this number of seconds, a program starts even if its GPU still has used memory.
 FREE_SECONDS = 60.0
 SETTLED_SECONDS = 5.0  # if the used memory has not changed for this time, in seconds, nothing is being freed
+POWER_SECONDS = 15.0  # seconds between two measurements of the GPUs' power
 IDLE_MEGABYTES = 1000.0  # memory that the driver itself may use on a GPU without programs
 
 
@@ -89,6 +91,21 @@ def wait_until_free(seconds: float = FREE_SECONDS, query: Callable[[], list[Gpu]
         if all(gpu.used <= IDLE_MEGABYTES for gpu in found) or now > until or now - since > SETTLED_SECONDS:
             return found
         time.sleep(0.5)
+
+
+async def measure_energy(report: Callable[[float], None]) -> None:
+    """Every POWER_SECONDS, report the energy that the GPUs have used since this call, in J. This call never ends.
+
+    If the driver does not report the power of a GPU, its energy does not count.
+    """
+    joules, before = 0.0, time.monotonic()
+    while True:
+        await asyncio.sleep(POWER_SECONDS)
+        watts = [gpu.watts for gpu in await asyncio.to_thread(gpus)]
+        seconds, before = time.monotonic() - before, time.monotonic()
+        if known := [each for each in watts if each is not None]:
+            joules += sum(known) * seconds
+            report(joules)
 
 
 def gpu_megabytes() -> float:

@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from glide.server.engines import printable
-from glide.server.gpus import gpus
+from glide.server.gpus import gpus, measure_energy
 from glide.server.loaded import LoadedTemplates, WrongRequest
 from glide.server.log import log_line, trim
 from glide.server.outer_job import report_to_outer_job
@@ -36,7 +36,6 @@ REPORT_SECONDS = 2.0  # seconds between two checks of the lanes' speeds; a new s
 MOST_UNAUTHENTICATED = 64  # limit of connections that have not sent the secret; above the limit, the oldest is closed
 TEMPLATE_BYTES = 64_000_000  # maximum number of bytes that are read from a sticky job's input
 FAILED_SECONDS = 3.0  # idle seconds until the glidein ends if all templates failed; meanwhile it advertises the failure
-POWER_SECONDS = 15.0  # seconds between two measurements of the GPUs' power
 COUNT_SECONDS = 15.0  # minimum number of seconds between two ads with small changes; each ad is work for the collector
 
 
@@ -87,7 +86,7 @@ class ModelServer:
         self.endpoint.open(listener.sockets[0].getsockname()[1])
         tasks = [asyncio.create_task(self._leave_when_idle()), asyncio.create_task(self._trim_log())]
         if found:
-            tasks.append(asyncio.create_task(self._measure_energy()))
+            tasks.append(asyncio.create_task(measure_energy(self._report_energy)))
         try:
             # Do not use serve_forever of asyncio. In Python 3.12 and later, its cancellation waits for all connections.
             await asyncio.get_running_loop().create_future()
@@ -98,17 +97,9 @@ class ModelServer:
                 await server.stop()
             self.supply.stop()
 
-    async def _measure_energy(self) -> None:
-        """Every POWER_SECONDS, add the energy that the GPUs have used since the last measurement."""
-        joules, before = 0.0, time.monotonic()
-        while True:
-            await asyncio.sleep(POWER_SECONDS)
-            watts = [gpu.watts for gpu in await asyncio.to_thread(gpus)]
-            seconds, before = time.monotonic() - before, time.monotonic()
-            if known := [each for each in watts if each is not None]:
-                joules += sum(known) * seconds
-                self.gpu_attributes = {**self.gpu_attributes, Machine.GPU_JOULES: round(joules)}
-                self.changed.set()
+    def _report_energy(self, joules: float) -> None:
+        self.gpu_attributes = {**self.gpu_attributes, Machine.GPU_JOULES: round(joules)}
+        self.changed.set()
 
     async def _trim_log(self) -> None:
         while True:

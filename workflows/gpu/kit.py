@@ -39,7 +39,7 @@ def pack(folder: Path, python: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copy(HERE / "kit.py", folder)
     files = subprocess.run(
-        ["git", "ls-files", "workflows"], cwd=root, check=True, capture_output=True, text=True
+        ["git", "ls-files", "workflows"], cwd=root, check=True, capture_output=True, encoding="utf-8"
     ).stdout.splitlines()
     with tarfile.open(folder / CODE, "w:gz") as archive:
         for name in files:

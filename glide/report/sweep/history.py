@@ -10,9 +10,9 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
+from glide.report.sweep.phases import state_starts
 from glide.vocabulary import State
 
-ORDER = (State.FETCHING, State.IMPORTING, State.LOADING, State.WARMING, State.WARM)
 PER_RUN = ("recomputed", "lost_in_flight")  # names of the counts that start from zero in each driver run
 RUNNING = ("running", "transferring", "suspended", "completed")
 
@@ -255,7 +255,7 @@ class _Reader:
             # A lane can disappear and come back in the same state. The time before the disappearance is already
             # counted. So count only the time after the disappearance.
             earliest = max(self.runs[self.begun - 1].began, self.closed.get(name, 0.0))
-            marks = _marks(lane.facts, lane.marks[-1] if lane.marks else None)
+            marks = state_starts(lane.facts, lane.marks[-1] if lane.marks else None)
             lane.marks += [(max(earliest, since), state) for since, state in marks]
         elif lane.facts["state"] == State.WARM:
             lane.reloaded += max(0.0, (lane.facts.get("load") or 0.0) - (before.get("load") or 0.0))
@@ -280,7 +280,8 @@ class _Reader:
             phases = tuple(_intervals(lane.marks, at, self.clock))
             claims = tuple(each for each in _intervals(lane.claims, at, self.clock) if each.kind)
             glidein = str(facts.get("glidein") or name)
-            joules = lane.first_joules and max(0.0, (facts.get("joules") or 0.0) - lane.first_joules)
+            first = lane.first_joules
+            joules = None if first is None else max(0.0, (facts.get("joules") or 0.0) - first)
             self.lanes.append(LaneHistory(
                 name, glidein, str(device), phases, claims, lane.reloaded, end, facts.get("devices") or 0.0,
                 facts.get("price"), joules,
@@ -330,30 +331,6 @@ class _Reader:
         ran = self.clock(executing) if executing and started <= executing <= ended else None
         saved = read.get("saved", 1.0)
         return JobExecution(read["lane"], self.clock(started), ran, self.clock(ended), read.get("end", ""), saved)
-
-
-def _marks(facts: Mapping[str, Any], last: tuple[float, str] | None) -> list[tuple[float, str]]:
-    """Return a lane's new states in order of time, as pairs: the Unix time when a state began, and the state.
-
-    `last` is the pair before the new pairs, or None. If a lane passes quickly through a state, the history file can
-    lack this state. The time of a missing state is computed from the phase durations that the lane advertises.
-    """
-    state, since = str(facts["state"]), float(facts.get("since") or facts["at"])
-    fetch = facts.get("fetch") or 0.0
-    spent = {
-        State.FETCHING: fetch, State.IMPORTING: max(0.0, (facts.get("import") or 0.0) - fetch),  # these phases overlap
-        State.LOADING: facts.get("load") or 0.0, State.WARMING: facts.get("warm") or 0.0,
-    }  # fmt: skip
-    if last:  # old versions of glide round `since` down; the previous state's start plus its duration is more exact
-        since = max(since, min(since + 1, last[0] + spent.get(last[1], 0.0)))
-    marks = [(since, state)]
-    if state in ORDER:
-        after = ORDER.index(last[1]) + 1 if last and last[1] in ORDER else 0
-        earliest = last[0] if last else float(facts.get("born") or 0.0)
-        for phase in reversed(ORDER[after : ORDER.index(state)]):
-            began = max(earliest, marks[0][0] - spent[phase])
-            marks.insert(0, (began, phase))
-    return marks
 
 
 def _intervals(marks: Iterable[tuple[float, str]], end: float, clock: RunClock) -> Iterator[Interval]:

@@ -13,6 +13,7 @@ from glide.report.sweep import timeline
 from glide.report.sweep.history import SweepHistory
 from glide.report.sweep.scores import PromptScore, Scores, quantile, wilson
 from glide.report.sweep.timeline import GlideinTimeline
+from glide.report.sweep.usage import usage
 from glide.sweep.out import history_file, read_state
 from glide.sweep.prepare import Sweep
 from glide.sweep.status import check_same_sweep, current_results, is_correct, read_summary, request_index
@@ -106,7 +107,7 @@ def document(report: SweepReport) -> dict[str, Any]:
             "glideins": timeline.spent_by_glideins(report.glideins, scores.engine),
         },
         "goodput": timeline.goodput(history),
-        "usage": timeline.usage(history),
+        "usage": usage(history),
         "glideins": [_glidein(glidein, scores) for glidein in report.glideins],
         "accuracy": {name: _accuracy(prompt) for name, prompt in scores.prompts.items()},
         "errors": [{**asdict(cause), "prompts": dict(cause.prompts)} for cause in scores.errors],

@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
 
 from glide.report.sweep.history import Interval, JobExecution, LaneHistory, SweepHistory
 from glide.vocabulary import State
@@ -142,42 +141,14 @@ def goodput(history: SweepHistory) -> dict[str, dict[str, float]]:
     of the run time is productive and 70 % is lost. The time between two jobs is idle.
     """
     spent: dict[str, dict[str, float]] = {}
-    for device, _, seconds_of in _lanes_by_device(history):
+    for device, _, seconds_of in lanes_by_device(history):
         of_device = spent.setdefault(device, dict.fromkeys(SPENT, 0.0))
         for kind, seconds in seconds_of.items():
             of_device[kind] += seconds
     return dict(sorted(spent.items()))
 
 
-def usage(history: SweepHistory) -> dict[str, dict[str, Any]]:
-    """For each device, return the device-hours, the energy and the cost of the sweep's glideins.
-
-    Returns:
-        A dict for each device, with these keys:
-
-        - `device_hours`: hours of GPUs, or of CPU cores without GPUs, for each kind of time (see `goodput`)
-        - `kwh`: energy of the GPUs; None if no node reported it
-        - `cost`: the device-hours at the price of the site file; None if no lane had a price
-    """
-    found: dict[str, dict[str, Any]] = {}
-    joules: dict[str, dict[str, float]] = {}  # the lanes of a glidein report the same energy
-    for device, lane, seconds_of in _lanes_by_device(history):
-        empty = {"device_hours": dict.fromkeys(SPENT, 0.0), "kwh": None, "cost": None}
-        row = found.setdefault(device, empty)
-        hours = {kind: seconds * lane.devices / 3600 for kind, seconds in seconds_of.items()}
-        for kind in SPENT:
-            row["device_hours"][kind] += hours[kind]
-        if lane.price is not None:
-            row["cost"] = (row["cost"] or 0.0) + lane.price * sum(hours.values())
-        if lane.joules is not None:
-            of_glidein = joules.setdefault(device, {})
-            of_glidein[lane.glidein] = max(lane.joules, of_glidein.get(lane.glidein, 0.0))
-    for device, of_glidein in joules.items():
-        found[device]["kwh"] = sum(of_glidein.values()) / 3.6e6
-    return dict(sorted(found.items()))
-
-
-def _lanes_by_device(history: SweepHistory) -> Iterator[tuple[str, LaneHistory, dict[str, float]]]:
+def lanes_by_device(history: SweepHistory) -> Iterator[tuple[str, LaneHistory, dict[str, float]]]:
     """Yield each lane with its device, and its seconds for each kind of time."""
     devices = _devices(history.lanes)
     on: dict[str, list[JobExecution]] = {}
