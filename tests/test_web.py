@@ -27,10 +27,6 @@ pool_test = pytest.mark.pool
 TOKEN = "a-secret-of-this-test"
 
 
-# The first run on a machine downloads Chromium (100 MB), beside other tests.
-pytestmark = pytest.mark.timeout(900)
-
-
 @pytest.fixture(scope="module")
 def web(factory: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebProcess]:
     with WebProcess(tmp_path_factory.mktemp("web") / "log") as web:
