@@ -216,8 +216,8 @@ class Soak:
         experiment.notes += [
             *(f"**{problem}.**" for problem in problems),
             f"{sweeps['sweeps']} sweeps had {sweeps['records']:,} records. Each has exactly one result."
-            f" {sweeps['begun again']:,} records were begun again, and {sweeps['continued runs']} runs of the command"
-            " were continued after an error.",
+            f" {sweeps['begun again']:,} records were begun again. After an error, the command was continued"
+            f" {sweeps['continued runs']} times.",
             f"{len(seconds):,} live calls: median {median(seconds):.2f} s, slowest {seconds[-1]:.1f} s. For"
             f" {sum(loop.retries for loop in self.calls)} of them, the server has asked the client to try again.",
             "Faults: " + ", ".join(f"{count} × {name}" for name, count in self.counts.items()) + ".",

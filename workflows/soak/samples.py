@@ -74,23 +74,28 @@ def problem_of(subject: str, kind: str, samples: Sequence[Sample]) -> str:
         largest = max(sample.value for sample in samples)
         return f"{kind} of {subject}: {largest:.0f} {KINDS[kind]}, which is too much" if largest > MOST[kind] else ""
     grows = growth(samples)
-    return "" if grows is None or grows <= LIMIT else f"{kind} of {subject} grows by {grows:.1f} % an hour"
+    if grows is None or grows <= LIMIT:
+        return ""
+    late = growth(samples, samples[-1].second / 2)
+    more = "" if late is None else f" ({late:+.1f} % in the last half of the time)"
+    return f"{kind} of {subject} grows by {grows:.1f} % an hour{more}"
 
 
-def growth(samples: Sequence[Sample]) -> float | None:
+def growth(samples: Sequence[Sample], since: float = WARM_UP_SECONDS) -> float | None:
     """Return the growth of a value after the warm-up, in percent of its mean per hour.
 
     It is the median slope between all pairs of points (Theil and Sen), so that single high points have no effect.
 
     Args:
         samples: the samples of one subject and kind.
+        since: earlier samples do not count, in seconds.
 
     Returns:
         None if there are too few samples after the warm-up.
     """
     groups: dict[int, list[float]] = {}
     for sample in samples:
-        if sample.second >= WARM_UP_SECONDS:
+        if sample.second >= since:
             groups.setdefault(int(sample.second // GROUP_SECONDS), []).append(sample.value)
     points = [(group * GROUP_SECONDS / 3600, median(values)) for group, values in sorted(groups.items())]
     if len(points) < 3:
