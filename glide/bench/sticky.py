@@ -72,7 +72,7 @@ def make_model(folder: Path, dtype: Any = None, device: Any = "cpu", **sizes: An
     """
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     vocabulary = {token: number for number, token in enumerate(["<s>", "</s>", *sorted(alphabet)])}
@@ -86,13 +86,8 @@ def make_model(folder: Path, dtype: Any = None, device: Any = "cpu", **sizes: An
         "num_attention_heads": 16, "max_position_embeddings": 2048, "tie_word_embeddings": True,
         "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1, **sizes,
     })  # fmt: skip
-    before = torch.get_default_dtype()
-    try:
-        torch.set_default_dtype(dtype or torch.float32)
-        with torch.device(device):
-            model = LlamaForCausalLM(config)
-    finally:
-        torch.set_default_dtype(before)
+    with torch.device(device):
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype or torch.float32)
     model.save_pretrained(folder)
     return sum(parameter.numel() for parameter in model.parameters())
 

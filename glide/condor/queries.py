@@ -177,8 +177,7 @@ def _query_collector(
         ads = _collector(address).query(
             getattr(bindings.htcondor2.AdType, kind), constraint, [*attributes, *expressions]
         )  # fmt: skip
-        texts = [{name: str(ad.lookup(name)) for name in expressions if name in ad} for ad in ads]
-        return [_plain_values(ad) | text for ad, text in zip(ads, texts, strict=True)]
+        return [_plain_values(ad) | _texts(ad, expressions) for ad in ads]
     except (RuntimeError, bindings.htcondor2.HTCondorException) as error:
         _collector.cache_clear()  # look up the collector's address again
         raise CondorError(f"collector: query failed: {error}") from None
@@ -210,6 +209,16 @@ def _plain_values(ad: Any) -> dict[str, Any]:
                 # All ads have the same names. A pickle contains each object only once, and so each name.
                 if type(value) in _PLAIN or _is_plain_list(value):
                     found[sys.intern(name)] = value
+    return found
+
+
+def _texts(ad: Any, names: Sequence[str]) -> dict[str, str]:
+    """Return the texts of expressions, without those that cannot be read."""
+    found: dict[str, str] = {}
+    for name in names:
+        with suppress(Exception):  # not UTF-8
+            if name in ad:
+                found[name] = str(ad.lookup(name))
     return found
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
-from glide.condor.access_point import any_of, quoted
+from glide.condor.access_point import quoted
 from glide.factory.actions import Action, Drain, Expunge, Remove, Retarget, Submit
 from glide.factory.retarget import retarget
-from glide.factory.site_client import SiteClient, batches, collect_errors
+from glide.factory.site_client import SiteClient, collect_errors
 from glide.factory.snapshot import Snapshot
 from glide.factory.submit import submit
 from glide.vocabulary import Machine
@@ -29,7 +29,7 @@ def _apply(client: SiteClient, action: Action, snapshot: Snapshot) -> None:
         case Retarget():
             retarget(client, action, snapshot)
         case Drain():
-            _remove_jobs(client, action, action.jobs)
+            client.remove_jobs(action.entry, action.jobs, action.reason)
         case Remove():
             _remove(client, action, snapshot)
         case Expunge():
@@ -45,9 +45,4 @@ def _remove(client: SiteClient, action: Remove, snapshot: Snapshot) -> None:
     names = {glidein.job: glidein.glide_id for glidein in snapshot.glideins_of(action.entry)[0]}
     claimed = f'State == "Claimed" && {Machine.ID}'
     ids = [job for job in action.jobs if not client.collector.lanes(["Name"], f"{claimed} == {quoted(names[job])}")]
-    _remove_jobs(client, action, ids)
-
-
-def _remove_jobs(client: SiteClient, action: Remove, jobs: Sequence[str]) -> None:
-    for some in batches(jobs):
-        client.queue_of(action.entry).remove(any_of(some), f"glide factory: {action.reason}")
+    client.remove_jobs(action.entry, ids, action.reason)

@@ -53,8 +53,8 @@ def _remove_surplus(client: SiteClient, entry: Entry, ended: Iterable[Glidein]) 
     """Remove ended glideins from the queue if there are many. The latest ones stay, because the plan needs them."""
     latest_first = sorted(ended, key=lambda glidein: glidein.age)
     surplus = latest_first[max(MOST_ENDED, 2 * entry.max_glideins) :]
-    for some in batches([glidein.job for glidein in surplus if glidein.age >= COUNTED_SECONDS]):
-        client.queue_of(entry.name).remove(any_of(some), "glide factory: many glideins have ended after this one")
+    jobs = [glidein.job for glidein in surplus if glidein.age >= COUNTED_SECONDS]
+    client.remove_jobs(entry.name, jobs, "many glideins have ended after this one")
 
 
 def _remind_access_point(client: SiteClient, entry: Entry, waiting: Iterable[Glidein]) -> None:

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from glide.condor import AccessPoint, Collector
+from glide.condor.access_point import any_of
 from glide.config import Entry, Login, Pool, SiteFile
 from glide.errors import CondorError, describe_bug
 from glide.factory.home import entry_folder, file_set_key
@@ -96,6 +97,11 @@ class SiteClient:
             if not names <= earlier:
                 publish(accounts, "\n".join(sorted(names | earlier)))
         return snapshot
+
+    def remove_jobs(self, entry: str, jobs: Sequence[str], reason: str) -> None:
+        """Remove jobs, given as CLUSTER.PROC, from the queue that an entry's glideins are submitted to."""
+        for some in batches(jobs):
+            self.queue_of(entry).remove(any_of(some), f"glide factory: {reason}")
 
     def entry(self, name: str) -> Entry:
         return next(entry for entry in self.site.entries if entry.name == name)

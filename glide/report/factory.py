@@ -125,20 +125,15 @@ def _usage_tables(sites: list[dict[str, Any]]) -> Iterator[Table]:
         known = {name: title for name, title in (("kwh", "kWh"), ("cost", "cost")) if any(row[name] for row in rows)}
         title = f"{site['site']}: device-hours in {site['usage']['month']}"
         table = Table("user", "model", *usage.KINDS.values(), *known.values(), title=title, title_justify="left")
-        for (user, model), group in _by(rows, "user", "model").items():
+        groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+        for row in rows:
+            groups.setdefault((row["user"], row["model"]), []).append(row)
+        for (user, model), group in groups.items():
             hours = (sum(row["device_hours"][kind] for row in group) for kind in usage.KINDS.values())
             sums = [f"{each:,.2f}" for each in (*hours, *(sum(row[name] for row in group) for name in known))]
             table.add_row(user or "-", model or "-", *sums)
         if rows:
             yield table
-
-
-def _by(rows: list[dict[str, Any]], *names: str) -> dict[tuple[str, ...], list[dict[str, Any]]]:
-    """Return the rows in groups with the same values of these keys."""
-    groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
-    for row in rows:
-        groups.setdefault(tuple(row[name] for name in names), []).append(row)
-    return groups
 
 
 def _notes(entry: dict[str, Any]) -> list[str]:
