@@ -44,7 +44,9 @@ def pack(folder: Path, python: str) -> None:
     with tarfile.open(folder / CODE, "w:gz") as archive:
         for name in files:
             archive.add(root / name, name)
-    condor = install.find() or install.ensure()
+    condor = install.ensure()
+    if not condor.is_private:  # its folder has other programs, too
+        sys.exit(f"kit.py: found HTCondor in {condor.release_dir}; unset GLIDE_CONDOR, and leave it out of the PATH")
     with tarfile.open(folder / CONDOR, "w:xz") as archive:
         archive.add(condor.release_dir.parent, "condor")
     pip = [sys.executable, "-m", "pip"]

@@ -15,8 +15,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, redirect_stdout
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.util import find_spec
@@ -30,7 +30,7 @@ from matplotlib.figure import Figure
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "stickyinvoc"))
 
-from systems import COLOURS, CREATE_DESTROY, KEEP, STICKY_INVOC, STICKY_IO, run  # noqa: E402
+from systems import COLOURS, CREATE_DESTROY, KEEP, LANES, STICKY_INVOC, STICKY_IO, run  # noqa: E402
 
 from glide.bench.origin import origin  # noqa: E402
 from glide.bench.recovery import wait_for_restart  # noqa: E402
@@ -44,7 +44,6 @@ from glide.report.sweep.figures import BLUE, GREY, WIDTH, style  # noqa: E402
 from glide.server.keeper import under_keeper  # noqa: E402
 from glide.sweep.driver import Progress  # noqa: E402
 from glide.template.spec import files_of  # noqa: E402
-from glide.vocabulary import State  # noqa: E402
 
 LIMIT_SECONDS = 240.0  # time limit of an engine alone
 
@@ -125,13 +124,11 @@ class Kit:
         name = "server" if engine == "vllm" else engine
         return {"name": f"gpu-{engine}", "engine": name, "path": path or str(self.model), "options": options}
 
-    @contextmanager
-    def pool(self, glideins: int, lanes: int) -> Iterator[Rig]:
-        """Start a pool whose glideins share the device."""
+    def pool(self, glideins: int, lanes: int) -> AbstractContextManager[Rig]:
+        """Return a pool for a `with` block. Its glideins share the device."""
         settings = {"GPU_DISCOVERY_EXTRA": f"-extra -divide {glideins}"} if self.size.gpus else {}
         request = {"memory": 12000 if self.size.gpus else 1500, "disk": 100, "gpus": self.size.gpus}
-        with rig(cores=glideins, settings=settings, lanes=lanes, request=request) as bench:
-            yield bench
+        return rig(cores=glideins, settings=settings, lanes=lanes, request=request)
 
 
 # ---- steps ---------------------------------------------------------------------------------------
@@ -183,17 +180,23 @@ def alone(kit: Kit, engine: str) -> None:
     kit.row(f"{engine} alone", "new tokens per second", found["rates"][0] * kit.size.tokens, "")
 
 
+def check(results: Sequence[Mapping[str, Any]], count: int) -> None:
+    """Raise AssertionError unless there is one result without an error of each record."""
+    assert len({each["custom_id"] for each in results}) == len(results) == count
+    assert not any(each["error"] for each in results)
+
+
 def rq1(kit: Kit) -> None:
     """RQ1: glideins that share the device, with nothing, files, or the state kept between tasks."""
     size = kit.size
     for system in KEEP:
-        lanes = 2 if system == STICKY_INVOC else 1
-        with origin(kit.model, 1e9) as source, kit.pool(size.shared, lanes) as bench:
+        count = size.tasks * size.records
+        with origin(kit.model, 1e9) as source, kit.pool(size.shared, LANES[system]) as bench:
             done = run(
-                bench, system, kit.spec(path=source.url), size.tasks * size.records, lanes=lanes, pack=size.records,
-                texts=kit.prompts(size.tasks * size.records), generate=kit.generate, glideins=size.shared,
+                bench, system, kit.spec(path=source.url), count, pack=size.records, texts=kit.prompts(count),
+                generate=kit.generate, glideins=size.shared,
             )  # fmt: skip
-        assert len(done.results) == size.tasks * size.records and not any(each["error"] for each in done.results)
+        check(done.results, count)
         kit.seconds[system] = done.seconds
         kit.row("RQ1", f"{system}, {size.tasks} tasks of {size.records} records", done.seconds, "s")
         kit.experiment.data.setdefault("runs", []).append(done.document())
@@ -239,8 +242,7 @@ def recovery(kit: Kit, bench: Rig, sweep: Callable[..., dict[str, Any]]) -> None
     sweep(kit.size.many, texts=kit.prompts(kit.size.many), watch=watch)
     ended.set()
     results = list(read_results(bench.results.sweep.out / "plain" / "results.jsonl"))
-    assert len({each["custom_id"] for each in results}) == len(results) == kit.size.many
-    assert not any(each["error"] for each in results)
+    check(results, kit.size.many)
     kit.row("recovery", "records computed again after the loss of a glidein", bench.results.recomputed, "",
             f"of {kit.size.many:,}; none lost")  # fmt: skip
     for each in restarted:
@@ -249,22 +251,11 @@ def recovery(kit: Kit, bench: Rig, sweep: Callable[..., dict[str, Any]]) -> None
 
 def whole(kit: Kit, engine: str) -> None:
     """One glidein with all of the device: tokens per second against the engine alone."""
+    count = kit.size.many
     with kit.pool(1, 2) as bench:
-        warm: list[float] = []
-        last: list[float] = []
-
-        def watch(progress: Progress) -> None:
-            now = time.monotonic()
-            if not warm and progress.lanes.get(State.WARM, 0):
-                warm.append(now)
-            if progress.done == progress.total and not last:
-                last.append(now)
-
-        count = kit.size.many
-        bench.sweep(count // 8, {}, model=kit.spec(engine), generate=kit.generate, glideins=1,
-                    texts=kit.prompts(count // 8))  # fmt: skip
-        summary = bench.sweep(count, {}, watch, model=kit.spec(engine), generate=kit.generate, glideins=1,
-                              texts=kit.prompts(count))  # fmt: skip
+        sweep = partial(bench.sweep, model=kit.spec(engine), generate=kit.generate, glideins=1, options={})
+        sweep(count // 8, texts=kit.prompts(count // 8))  # the glidein starts, and measures its speed
+        summary = sweep(count, texts=kit.prompts(count))
     rate = count / float(summary["makespan_s"])
     share = Measurement((rate / kit.alone[engine]["rates"][0],), "×")
     kit.row(f"{engine}, one glidein", "new tokens per second", rate * kit.size.tokens, "",

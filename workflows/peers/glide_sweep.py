@@ -4,12 +4,13 @@ Usage: python glide_sweep.py MODEL RECORDS OUT
 """
 
 import json
+import os
 import sys
 import time
 from collections import Counter
 from itertools import chain
 
-from infer import GENERATE, WORKERS, announce, tasks, write_measurement
+from infer import GENERATE, WATCH_VARIABLE, WORKERS, announce, tasks, write_measurement
 
 from glide.bench.rig import rig
 from glide.sweep.driver import Progress
@@ -23,8 +24,10 @@ if __name__ == "__main__":
     with rig(cores=WORKERS, request={"cpus": 1, "memory": 1024, "disk": 100}) as bench:
 
         def watch(progress: Progress) -> None:
-            for master in bench.pool.glidein_masters() if progress.running else ():
-                announce(master.pid)
+            # To find the masters takes some CPU time, which a run without kills must not spend.
+            if WATCH_VARIABLE in os.environ and progress.running:
+                for master in bench.pool.glidein_masters():
+                    announce(master.pid)
 
         summary = bench.sweep(len(prompts), {}, watch, texts=prompts, glideins=WORKERS, generate=GENERATE, model=model)
         results = bench.results.sweep.out
