@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +17,8 @@ import yaml
 
 from glide.condor import AccessPoint, Collector, EmbeddedPool
 from glide.condor import access_point as access_point_module
-from glide.condor.access_point import either, job_file_value, quoted
+from glide.condor.access_point import job_file_value, quoted
 from glide.config import SiteFile, load
-from glide.factory import housekeeping as chores
 from glide.factory.act import apply
 from glide.factory.actions import Submit
 from glide.factory.housekeeping import housekeeping
@@ -33,7 +31,7 @@ from glide.template import Template
 from glide.template.needs import Needs
 from glide.vocabulary import Exit, Job, JobStatus, Machine, State
 from tests.conftest import eventually
-from tests.factory_rig import DESCRIPTION, ROOT, FactoryProcess, command, entry
+from tests.factory_rig import DESCRIPTION, FactoryProcess, command, entry
 
 pytestmark = pytest.mark.pool
 
@@ -301,53 +299,6 @@ def test_factory_ignores_jobs_with_malformed_attributes(access_point, attributes
 
 
 NONSENSE = ("1e-320", '"text"', "-7", "16", 'real("INF")', "{ 1, { 2 } }", "[ a = 1 ]", "1 / 0", "undefined", "true")
-
-
-def test_only_the_latest_of_many_ended_glideins_stay_in_the_queue(access_point, pool, tmp_path, monkeypatch):
-    description = "executable = /bin/true\nnoop_job = true\nleave_in_queue = JobStatus == 4\nqueue 9\n"
-    clusters = [access_point.submit(description, {f"My.{Job.ENTRY}": '"crowded"'}) for _ in range(2)]
-    site = SiteFile.model_validate({"site": "s", "entries": [{"name": "crowded", "max_glideins": 3}]})
-    client = SiteClient(site, tmp_path)
-    monkeypatch.setattr(chores, "MOST_ENDED", 4)
-
-    def ended() -> list[str]:
-        return [glidein.job for glidein in client.observe().glideins_of("crowded")[1]]
-
-    try:
-        eventually(lambda: len(ended()) == 18, "all have ended")
-        assert housekeeping(client, client.observe()) == []
-        assert len(ended()) == 18  # they have ended just now, so they may not be counted yet
-        monkeypatch.setattr(chores, "COUNTED_SECONDS", 0.0)
-        snapshot = client.observe()
-        ages = {glidein.job: float(number) for number, glidein in enumerate(snapshot.ended)}
-        aged = tuple(replace(glidein, age=ages[glidein.job]) for glidein in snapshot.ended)
-        assert housekeeping(client, replace(snapshot, ended=aged)) == []
-        eventually(lambda: len(ended()) == 6, "twice max_glideins are left")
-        assert set(ended()) == {job for job, age in ages.items() if age < 6}
-    finally:
-        access_point.remove(either([f"ClusterId == {cluster}" for cluster in clusters]), "the test ends")
-
-
-def test_glidein_whose_output_met_a_full_disk_starts_again(access_point, pool):
-    """HTCondor holds such a job with code 9 (or 12 after its end) and error 28 (or 122 for a quota)."""
-    template = (ROOT / "submit_templates" / "glidein.sub").read_text()
-    (release,) = [line for line in template.splitlines() if line.startswith("periodic_release")]
-    description = f"executable = /bin/true\nrequirements = false\nhold = true\n{release}\nqueue 4\n"
-    cluster = access_point.submit(description, {f"My.{Job.ENTRY}": '"disk"'})
-    codes = {0: (9, 28), 1: (12, 122), 2: (9, 2), 3: (34, 28)}  # 2: no such file; 3: too much memory
-
-    def statuses() -> dict[int, int]:
-        found = access_point.jobs(f"ClusterId == {cluster}", ["ProcId", "JobStatus"])
-        return {job["ProcId"]: job["JobStatus"] for job in found}
-
-    try:
-        for proc, pair in codes.items():
-            for name, value in zip(("HoldReasonCode", "HoldReasonSubCode"), pair, strict=True):
-                access_point.edit({f"{cluster}.{proc}": str(value)}, name)
-        eventually(lambda: {statuses()[0], statuses()[1]} == {JobStatus.IDLE}, "they are released")
-        assert {statuses()[2], statuses()[3]} == {JobStatus.HELD}
-    finally:
-        access_point.remove(f"ClusterId == {cluster}", "the test ends")
 
 
 @pytest.mark.parametrize("nonsense", NONSENSE)
