@@ -11,6 +11,21 @@ RUN = Path(__file__).resolve().parent.parent / "workflows" / "peers" / "run.py"
 
 
 @pytest.mark.pool
+@pytest.mark.models
+@pytest.mark.soak
+def test_systems_with_vllm_give_the_texts_of_plain_transformers(tmp_path):
+    names = ("two plain processes", "glide, vLLM", "vLLM run-batch", "datatrove InferenceRunner, vLLM")
+    options = ["--repeat", "1", "--records", "60", "--out", tmp_path, "--only", *names]
+    ran = subprocess.run([sys.executable, RUN, *options], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    told = json.loads((tmp_path / "peers.json").read_text())
+    assert [row[:2] for row in told["rows"]] == [[name, "60"] for name in names]
+    runs = [run for case in told["data"]["cases"] for run in case["runs"]]
+    assert [run["records"] for run in runs] == [60] * 4 and len({run["digest"] for run in runs}) == 1
+    assert all(run["total_s"] > run["makespan_s"] > 0 for run in runs)
+
+
+@pytest.mark.pool
 @pytest.mark.soak
 def test_benchmark_skips_compared_systems_that_are_not_installed(tmp_path):
     names = ("glide", "two plain processes", "TaskVine functions")

@@ -45,6 +45,17 @@ def test_prompts_that_are_begun_again_are_counted(kills, tmp_path: Path):
     assert kills.Killer(tmp_path, 60.0).begun == 100
 
 
+def test_model_never_ends_a_text(kills, tmp_path: Path):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = kills.write_endless_model(tmp_path)
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
+    text = "Claim: a copper plate is made of copper.\nEvidence: copper is a metal.\nVerdict:"
+    inputs = tokenizer(text, return_tensors="pt", return_token_type_ids=False)
+    known = inputs["input_ids"].shape[1]
+    assert model.generate(**inputs, max_new_tokens=64, do_sample=False).shape[1] == known + 64
+
+
 def test_system_that_lost_its_results_is_in_the_table(kills):
     runs = [
         {"system": "glide", "kills": 2, "done": 10, "again": 6, "seconds": 9.0, "digest": "x"},

@@ -1,6 +1,6 @@
 """glide: a sweep on two glideins, with glide's default settings, on an embedded pool of its own.
 
-Usage: python glide_sweep.py MODEL RECORDS OUT
+Usage: python glide_sweep.py MODEL RECORDS OUT [VLLM]
 """
 
 import json
@@ -11,17 +11,22 @@ from collections import Counter
 from itertools import chain
 
 from infer import GENERATE, WATCH_VARIABLE, WORKERS, announce, tasks, write_measurement
+from vllm_workers import arguments
 
 from glide.bench.rig import rig
+from glide.bench.vllm_environment import VERSION
 from glide.sweep.driver import Progress
 from glide.vocabulary import State
 
 if __name__ == "__main__":
     began = time.time()
-    folder, records, out = sys.argv[1:]
+    folder, records, out, *vllm = sys.argv[1:]
     prompts = list(chain.from_iterable(tasks(records)))
     model = {"name": "verifier", "engine": "transformers", "path": folder, "options": {"dtype": "float32"}}
-    with rig(cores=WORKERS, request={"cpus": 1, "memory": 1024, "disk": 100}) as bench:
+    if vllm:
+        program = {"program": "vllm", "args": arguments()}
+        model |= {"engine": "server", "environment": vllm[0], "options": program}
+    with rig(cores=WORKERS, request={"cpus": 1, "memory": 4096 if vllm else 1024, "disk": 100}) as bench:
 
         def watch(progress: Progress) -> None:
             # To find the masters takes some CPU time, which a run without kills must not spend.
@@ -40,4 +45,5 @@ if __name__ == "__main__":
         for answer in answers:
             engines[answer["glidein"]] += answer["seconds"]
         texts = [answer["text"] for answer in answers]
-        write_measurement(out, began, ready, texts, engines=engines, summary=summary)
+        versions = {"vllm": VERSION} if vllm else {}
+        write_measurement(out, began, ready, texts, versions, engines=engines, summary=summary)

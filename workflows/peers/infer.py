@@ -24,11 +24,11 @@ TASK = int(os.environ.get(TASK_VARIABLE, "100"))  # number of prompts in a task
 BATCH = 32  # number of prompts in a padded batch
 TOKENS_VARIABLE = "PEERS_TOKENS"
 GENERATE: dict[str, Any] = {"max_new_tokens": 4, "do_sample": False}
-if tokens := os.environ.get(TOKENS_VARIABLE):  # exactly this number of new tokens
-    GENERATE |= {"max_new_tokens": int(tokens), "min_new_tokens": int(tokens)}
+if tokens := os.environ.get(TOKENS_VARIABLE):
+    GENERATE["max_new_tokens"] = int(tokens)
 # Folder where workers say which process computes, and how much, so that kills.py can kill them and count.
 WATCH_VARIABLE = "PEERS_WATCH"
-PACKAGES = ("glide", "parsl", "ray", "distributed", "torch", "transformers")
+PACKAGES = ("glide", "parsl", "ray", "distributed", "datatrove", "torch", "transformers", "vllm")
 HERE = str(Path(__file__).resolve().parent)
 
 # Each worker uses one core. torch reads these variables when it is imported, and worker processes inherit them.
@@ -68,11 +68,16 @@ def announce(pid: int) -> None:
         (Path(folder) / f"{pid}.worker").touch()
 
 
-def _count(records: int) -> None:
+def begin(records: int) -> None:
     """Say that this process begins to compute some more prompts, if kills.py wants to know."""
     if folder := os.environ.get(WATCH_VARIABLE):
         with (Path(folder) / f"{os.getpid()}.begun").open("a", encoding="utf-8") as file:
             file.write(f"{records}\n")
+
+
+def loaded() -> None:
+    """Say when the model of this process was loaded."""
+    (Path(os.environ[WATCH_VARIABLE]) / f"{os.getpid()}.ready").write_text(str(time.time()), "utf-8")
 
 
 def load(folder: str) -> float:
@@ -87,7 +92,7 @@ def serve(folder: str, prompts: Sequence[str]) -> Answer:
     texts = [""] * len(prompts)
     for start in range(0, len(order), BATCH):
         rows = order[start : start + BATCH]
-        _count(len(rows))
+        begin(len(rows))
         for row, text in zip(rows, _greedy(model, tokenizer, [prompts[row] for row in rows]), strict=True):
             texts[row] = text
     return texts, ready

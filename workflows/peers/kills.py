@@ -3,13 +3,15 @@
     .venv/bin/python workflows/peers/kills.py [--out DIR]
 
 A worker is killed with all its processes, without a warning (SIGKILL), as when a node is lost. Each system has its own
-means to replace it. Each prompt gets many new tokens, so that a task takes seconds.
+means to replace it. Each prompt gets many new tokens, because the model has no token that ends a text. So a task takes
+seconds.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import sys
 import tempfile
@@ -21,7 +23,7 @@ from typing import Any
 
 from infer import TASK, TOKENS_VARIABLE, WATCH_VARIABLE, WORKERS
 from matplotlib.figure import Figure
-from run import GLIDE, SYSTEMS, Missing, System, interpreter, measure, write_records
+from run import GLIDE, GLIDE_VLLM, PROMPTVERIFY, SYSTEMS, Missing, System, interpreter, measure, write_records
 
 from glide.condor.processes import children
 from glide.report.experiment import Experiment, arguments, number, positive
@@ -38,6 +40,10 @@ MEANS = {
     "Ray actors": "`max_restarts=-1, max_task_retries=-1`",
     "Dask": "the nanny starts another worker process",
     "TaskVine functions": "the script starts another worker, as `vine_factory` does",
+    "glide, vLLM": "the same as for `glide`",
+    "vLLM run-batch": "the script starts the command again, as a batch system would; a file has 500 prompts",
+    "datatrove InferenceRunner, vLLM": "the Ray executor starts the task again, three times, and then the script;"
+    " `checkpoints_local_dir`",
 }
 
 
@@ -81,6 +87,18 @@ def _kill(pid: int) -> None:
         os.kill(pid, signal.SIGKILL)
 
 
+def write_endless_model(folder: Path) -> Path:
+    """Copy the model of the sweep, and name another token as the one that ends texts. Return the copy's folder."""
+    copy = folder / "model"
+    shutil.copytree(PROMPTVERIFY / "model", copy)
+    for name in ("config.json", "generation_config.json", "tokenizer_config.json"):
+        path = copy / name
+        settings = json.loads(path.read_text("utf-8"))
+        settings |= {"eos_token": settings["pad_token"]} if "eos_token" in settings else {"eos_token_id": 0}
+        path.write_text(json.dumps(settings), "utf-8")
+    return copy
+
+
 def run(system: System, taskvine: str, records: int, every: float) -> dict[str, Any]:
     """Run a system under kills. Return the counts."""
     with tempfile.TemporaryDirectory(prefix="glide-kills-") as name:
@@ -95,10 +113,11 @@ def run(system: System, taskvine: str, records: int, every: float) -> dict[str, 
         killer = Killer(watched, every)
         began = time.monotonic()
         try:
-            found = measure(system, interpreter(system, taskvine), path, killer, LIMIT_SECONDS)
+            python, model = interpreter(system, taskvine), write_endless_model(folder)
+            found = measure(system, python, path, killer, LIMIT_SECONDS, model)
         except Missing as why:
             return {"system": system.name, "kills": killer.kills, "done": 0, "problem": str(why)}
-        if system == GLIDE:
+        if system in (GLIDE, GLIDE_VLLM):
             again = found["summary"]["recomputed"] + found["summary"]["lost_in_flight"]
         else:
             again = killer.begun - found["records"]
@@ -128,9 +147,10 @@ def account(runs: Sequence[dict[str, Any]], records: int, began: float) -> Exper
         f" other systems has {TASK} prompts. glide chooses the size of its jobs, and its jobs stream their results.",
         "A prompt counts as begun again each time that a worker begins it after the first time. The workers count this."
         " For glide, the driver counts it: prompts that a lost node had begun, and results that arrived twice.",
-        "glide's engine begins many prompts at a time (continuous batching), and the others batches of 32. glide's"
-        " finished results reach the access point once a second; those of the others when a task of"
-        f" {TASK} prompts ends.",
+        "glide's engine begins many prompts at a time (continuous batching), plain transformers begin batches of 32,"
+        " and vLLM begins up to 256 prompts at a time. glide's finished results reach the access point once a second."
+        f" Those of the others are safe when a task of {TASK} prompts ends, and with run-batch when a file ends;"
+        " datatrove writes each result at once.",
         "A system without a means to replace workers ends with an error, and its results are in no file.",
     ]
     if len({each["digest"] for each in runs if "digest" in each}) == 1:
@@ -157,7 +177,7 @@ def main() -> None:
     names = [system.name for system in SYSTEMS if system.name in MEANS]
     parser = arguments(
         "Kill a worker of each system once a minute.", "kills",
-        "About 20 minutes on two cores. Each system starts its own daemons.",
+        "About 30 minutes on two cores. Each system starts its own daemons.",
     )  # fmt: skip
     parser.add_argument("--records", type=positive, default=RECORDS, help="number of prompts")
     parser.add_argument("--every", type=float, default=EVERY, help="seconds between two kills")

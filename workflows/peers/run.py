@@ -28,6 +28,7 @@ import yaml
 from infer import BATCH, HERE, TASK, TASK_VARIABLE, WORKERS
 from matplotlib.figure import Figure
 
+from glide.bench.vllm_environment import vllm_environment
 from glide.condor.install import cache_dir
 from glide.report.experiment import Experiment, Measurement, arguments, number, positive
 from glide.report.sweep.figures import BLUE, GREY, INK, WIDTH, style
@@ -45,20 +46,24 @@ class System:
 
     Attributes:
         script: script in this folder, which is called with the arguments MODEL RECORDS OUT.
-        needs: package that pip installs for the system in a separate environment; empty if pip installs nothing.
+        needs: packages that pip installs for the system in a separate environment; empty if pip installs nothing.
         module: module of a system that pip cannot install, so the interpreter must already have it; empty for all other
             systems.
+        vllm: whether the engine is vLLM. The script then has one more argument: the folder of vLLM's environment.
     """
 
     name: str
     script: str
     needs: str = ""
     module: str = ""
+    vllm: bool = False
 
 
 GLIDE = System("glide", "glide_sweep.py")
 ENGINE = System("two processes with glide's engine", "engine_processes.py")
 PROCESSES = System("two plain processes", "processes.py")
+GLIDE_VLLM = System("glide, vLLM", "glide_sweep.py", vllm=True)
+DATATROVE = "datatrove==0.10.1 ray==2.60.0 orjson==3.13.0 aiofiles==25.1.0 aiosqlite==0.22.1 xxhash==4.1.0"
 SYSTEMS = (
     GLIDE,
     ENGINE,
@@ -67,6 +72,9 @@ SYSTEMS = (
     System("Ray actors", "ray_actors.py", needs="ray==2.60.0"),
     System("Dask", "dask_workers.py", needs="distributed==2026.8.0"),
     System("TaskVine functions", "taskvine_functions.py", module="ndcctools.taskvine"),
+    GLIDE_VLLM,
+    System("vLLM run-batch", "vllm_batch.py", vllm=True),
+    System("datatrove InferenceRunner, vLLM", "datatrove_runner.py", needs=DATATROVE, vllm=True),
 )
 
 
@@ -91,6 +99,11 @@ def interpreter(system: System, given: str) -> str:
     Raises:
         Missing: the system is not installed and cannot be installed.
     """
+    if system.vllm:
+        try:
+            vllm_environment()
+        except subprocess.CalledProcessError:
+            raise Missing(f"{system.name} was left out: pip cannot install vLLM; see its output.") from None
     if system.module:
         found = subprocess.run([given, "-c", f"import {system.module}, torch, transformers"], capture_output=True)
         if found.returncode:
@@ -105,15 +118,20 @@ def interpreter(system: System, given: str) -> str:
 def environment(system: System) -> Path:
     """Return the interpreter of a system's own environment. Make the environment if it does not exist.
 
-    The environment also has the packages of glide's environment, so that all systems use the same torch and
-    transformers.
+    The environment also has the packages of glide's environment or of vLLM's, so that all systems with one engine use
+    the same packages for it.
 
     Raises:
         Missing: pip cannot install the system.
     """
-    ours = sysconfig.get_path("purelib")
+    if system.vllm:
+        ours = sysconfig.get_path("purelib", vars={"base": str(vllm_environment())})
+        constraints = []
+    else:
+        ours = sysconfig.get_path("purelib")
+        constraints = ["-c", str(CONSTRAINTS)]
     key = hashlib.sha256(f"{system.needs}\n{ours}\n{CONSTRAINTS.read_text('utf-8')}".encode()).hexdigest()[:8]
-    folder = cache_dir() / "peers" / f"{system.needs.replace('==', '-')}-{key}"
+    folder = cache_dir() / "peers" / f"{system.needs.split()[0].replace('==', '-')}-{key}"
     python, ready = folder / "bin" / "python", folder / "ready"
     if not ready.exists():
         print(f"peers: making an environment for {system.needs}", file=sys.stderr)
@@ -121,7 +139,7 @@ def environment(system: System) -> Path:
             subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True, stdout=sys.stderr)
             own = sysconfig.get_path("purelib", vars={"base": str(folder)})
             (Path(own) / "ours.pth").write_text(f"{ours}\n", "utf-8")
-            install = ["-m", "pip", "install", "--quiet", "-c", str(CONSTRAINTS), system.needs]
+            install = ["-m", "pip", "install", "--quiet", *constraints, *system.needs.split()]
             subprocess.run([python, *install], check=True, stdout=sys.stderr)
         except subprocess.CalledProcessError:
             raise Missing(f"{system.name} was left out: pip cannot install {system.needs}; see its output.") from None
@@ -130,7 +148,12 @@ def environment(system: System) -> Path:
 
 
 def measure(
-    system: System, python: str, records: Path, watch: Callable[[], None] = lambda: None, limit: float = LIMIT_SECONDS
+    system: System,
+    python: str,
+    records: Path,
+    watch: Callable[[], None] = lambda: None,
+    limit: float = LIMIT_SECONDS,
+    model: Path = PROMPTVERIFY / "model",
 ) -> dict[str, Any]:
     """Run a system once, and return what its script has written.
 
@@ -145,7 +168,8 @@ def measure(
     out.unlink(missing_ok=True)
     log = records.with_name(f"{system.script}.log")
     with log.open("wb") as output:
-        command = [python, str(Path(HERE) / system.script), str(PROMPTVERIFY / "model"), str(records), str(out)]
+        command = [python, str(Path(HERE) / system.script), str(model), str(records), str(out)]
+        command += [str(vllm_environment())] if system.vllm else []
         process = subprocess.Popen(command, stdout=output, stderr=output, cwd=records.parent)
         until = time.monotonic() + limit
         try:
@@ -217,19 +241,20 @@ def account(runs: dict[Case, list[dict[str, Any]]], missing: list[str], began: f
     )  # fmt: skip
     for case, same in runs.items():
         makespan, total = seconds(same, "makespan_s"), seconds(same, "total_s")
-        glide = seconds(runs.get(Case(GLIDE, case.records), []), "makespan_s")
+        reference = GLIDE_VLLM if case.system.vllm else GLIDE
+        glide = seconds(runs.get(Case(reference, case.records), []), "makespan_s")
         ratio = tuple(other / own for other, own in zip(makespan, glide, strict=False))
         cells = Measurement(makespan, "s"), Measurement(ratio, "×") if ratio else "", Measurement(total, "s")
         experiment.rows.append((case.system.name, case.records, *cells))
         if ratio and median(ratio) < 1:
             less = median(own - other for other, own in zip(makespan, glide, strict=False))
             experiment.notes.append(
-                f"{case.system.name} took {number(median(ratio))} times as long as glide for {case.records:,} prompts,"
-                f" which is {number(less, 's')} less (both are medians over the rounds)."
+                f"{case.system.name} took {number(median(ratio))} times as long as {reference.name} for"
+                f" {case.records:,} prompts, which is {number(less, 's')} less (both are medians over the rounds)."
             )
     experiment.notes += [
         *missing,
-        *(glide_note(case, same) for case, same in runs.items() if case.system == GLIDE),
+        *(glide_note(case, same) for case, same in runs.items() if case.system in (GLIDE, GLIDE_VLLM)),
     ]
     experiment.notes += [
         "All texts of all systems and runs are equal.",
@@ -291,7 +316,7 @@ def drawn(runs: dict[Case, list[dict[str, Any]]]) -> Figure:
 def main() -> None:
     parser = arguments(
         "Compare glide with similar systems on the same work.", "peers",
-        "About 10 minutes on two cores. Each system starts its own daemons. The first run also downloads 400 MB.", 3,
+        "About 20 minutes on two cores. Each system starts its own daemons. The first run also downloads 2 GB.", 3,
     )  # fmt: skip
     parser.add_argument(
         "--records",
