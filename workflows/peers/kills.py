@@ -146,7 +146,8 @@ def account(runs: Sequence[dict[str, Any]], records: int, began: float) -> Exper
         f"{WORKERS} workers of one core compute {records:,} prompts with {TOKENS} new tokens each. A task of the"
         f" other systems has {TASK} prompts. glide chooses the size of its jobs, and its jobs stream their results.",
         "A prompt counts as begun again each time that a worker begins it after the first time. The workers count this."
-        " For glide, the driver counts it: prompts that a lost node had begun, and results that arrived twice.",
+        " For glide, the driver counts it: prompts that a lost node had begun, and results that arrived twice. Prompts"
+        " that a node began in its last second are missing in this count.",
         "glide's engine begins many prompts at a time (continuous batching), plain transformers begin batches of 32,"
         " and vLLM begins up to 256 prompts at a time. glide's finished results reach the access point once a second."
         f" Those of the others are safe when a task of {TASK} prompts ends, and with run-batch when a file ends;"

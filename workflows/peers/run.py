@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -105,8 +106,9 @@ def interpreter(system: System, given: str) -> str:
         except subprocess.CalledProcessError:
             raise Missing(f"{system.name} was left out: pip cannot install vLLM; see its output.") from None
     if system.module:
-        found = subprocess.run([given, "-c", f"import {system.module}, torch, transformers"], capture_output=True)
-        if found.returncode:
+        program = shutil.which(given)
+        test = f"import {system.module}, torch, transformers"
+        if not program or subprocess.run([program, "-c", test], capture_output=True).returncode:
             raise Missing(
                 f"{system.name} was left out: {Path(given).name} cannot import {system.module}, torch and transformers,"
                 f" and pip cannot install {system.module}; name another interpreter with --taskvine."
@@ -237,14 +239,21 @@ def account(runs: dict[Case, list[dict[str, Any]]], missing: list[str], began: f
     experiment = Experiment(
         "peers", "The same prompts through two workers of one core each",
         "Does warm inference take longer with HTCondor than with systems that have their own workers?",
-        ("system", "prompts", "first worker ready to last result", "over glide's", "from nothing"), began=began,
+        ("system", "prompts", "first worker ready to last result", "over glide's", "over its engine alone",
+         "from nothing"), began=began,
     )  # fmt: skip
     for case, same in runs.items():
         makespan, total = seconds(same, "makespan_s"), seconds(same, "total_s")
         reference = GLIDE_VLLM if case.system.vllm else GLIDE
         glide = seconds(runs.get(Case(reference, case.records), []), "makespan_s")
         ratio = tuple(other / own for other, own in zip(makespan, glide, strict=False))
-        cells = Measurement(makespan, "s"), Measurement(ratio, "×") if ratio else "", Measurement(total, "s")
+        bare = engine_alone(case.system)
+        alone = seconds(runs.get(Case(bare, case.records), []), "makespan_s") if bare else ()
+        over_alone = tuple(one / other for one, other in zip(makespan, alone, strict=False))
+        cells = (
+            Measurement(makespan, "s"), *(Measurement(each, "×") if each else "" for each in (ratio, over_alone)),
+            Measurement(total, "s"),
+        )  # fmt: skip
         experiment.rows.append((case.system.name, case.records, *cells))
         if ratio and median(ratio) < 1:
             less = median(own - other for other, own in zip(makespan, glide, strict=False))
@@ -258,10 +267,12 @@ def account(runs: dict[Case, list[dict[str, Any]]], missing: list[str], began: f
     ]
     experiment.notes += [
         "All texts of all systems and runs are equal.",
-        f"{ENGINE.name.capitalize()} show what glide and HTCondor add to the engine. All other systems compute tasks of"
-        f" {TASK} prompts in padded batches of {BATCH}, shortest prompts first, with plain transformers in float32."
-        " glide's engine needs less time per prompt, and glide chooses the sizes of batches and jobs itself. So the"
-        " comparison with these systems measures engine and overhead together.",
+        f"`over its engine alone` shows what a system adds to its engine: it compares glide with {ENGINE.name}, and the"
+        f" systems that run plain transformers with {PROCESSES.name}. These systems compute tasks of {TASK} prompts in"
+        f" padded batches of {BATCH}, shortest prompts first, in float32. glide's engine needs less time per prompt,"
+        " and glide chooses the sizes of batches and jobs. So `over glide's` measures engine and overhead together.",
+        "On two cores, HTCondor's daemons and glide's driver take CPU time from the workers. On a larger machine, or if"
+        " the workers are other machines, they do not.",
         "Each ratio is the median of the ratios within the rounds. So it may differ from the ratio of the medians.",
         "The time from the first ready worker begins by the worker's own clock, and ends when the caller has the last"
         " result. The time from nothing begins with the caller's script, so it includes the start of the system, and"
@@ -272,6 +283,13 @@ def account(runs: dict[Case, list[dict[str, Any]]], missing: list[str], began: f
     listed = [{"system": case.system.name, "records": case.records, "runs": same} for case, same in runs.items()]
     experiment.data = {"task": TASK, "batch": BATCH, "workers": WORKERS, "cases": listed}
     return experiment
+
+
+def engine_alone(system: System) -> System | None:
+    """Return the system that runs the engine of another one in two processes; None if no system does."""
+    if system.vllm or system in (ENGINE, PROCESSES):
+        return None
+    return ENGINE if system == GLIDE else PROCESSES
 
 
 def seconds(runs: Sequence[dict[str, Any]], what: str) -> tuple[float, ...]:

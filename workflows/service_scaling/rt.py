@@ -37,16 +37,19 @@ def compare(found: Mapping[Setting, Sequence[Run]], counts: Sequence[int]) -> It
             parts["communication"] == max(parts.values()),
         )  # fmt: skip
     gained = {
-        where: median(run.rate for run in found["strong", where, counts[-1], counts[-1]])
-        / median(run.rate for run in found["strong", where, counts[-1], counts[0]])
+        where: [
+            median(run.rate for run in found["strong", where, counts[-1], count])
+            / median(run.rate for run in found["strong", where, counts[-1], counts[0]])
+            for count in counts[1:]
+        ]
         for where in ("remote", "local")
     }
+    remote, local = (", ".join(number(each) for each in rates) for rates in gained.values())
     yield Claim(
         "several services at the same time hide the network's latency",
-        f"for {counts[-1]} clients, {counts[-1]} remote services answer at {number(gained['remote'], '×')} the rate of "
-        f"{counts[0]}, and local services, which have no latency, at {number(gained['local'], '×')}: all share the "
-        "same cores",
-        gained["remote"] > 1,
+        f"for {counts[-1]} clients, {', '.join(map(str, counts[1:]))} remote services answer at {remote} times the rate"
+        f" of {counts[0]}, and local services, which have no latency, at {local} times; all share the same cores",
+        all(one > other for one, other in zip(*gained.values(), strict=True)),
     )
 
 

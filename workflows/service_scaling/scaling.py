@@ -10,9 +10,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import socket
-import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -25,7 +22,7 @@ from matplotlib.figure import Figure
 from services import LIVE, Claim, Endpoints, as_notes, endpoints, live_services, report_progress, services
 
 from glide.bench.rig import Rig
-from glide.report.experiment import Comparison, Experiment, Measurement, arguments, positive
+from glide.report.experiment import Experiment, Measurement, arguments, positive
 from glide.report.sweep.figures import GREEN, ORANGE, RED, style
 from glide.template import Template
 
@@ -124,7 +121,6 @@ def conduct(experiment: Experiment, work: Workload, asked: argparse.Namespace, c
     """Measure what the command line asks for, and write the results. The first notes are the paper's statements."""
     runs = list(measure(work, asked.counts, asked.requests, asked.repeat))
     found = account(experiment, runs)
-    experiment.compared += latencies(runs)
     experiment.notes[:0] = as_notes(list(compare(found, asked.counts)))
     experiment.write(asked.out, figure(found))
 
@@ -256,11 +252,13 @@ def account(experiment: Experiment, runs: Sequence[Run]) -> dict[Setting, list[R
     experiment.notes += [
         "In strong and weak scaling, a client sends one record, and the next one when it has the result. The clients of"
         " local and remote services are on their lanes. The services in the rows `live` are local services, and their"
-        " clients are processes that use the API of `glide serve`. In"
-        " jobs, as glide works by default, a client is an invocation job with all its records; its time in the server"
-        " is divided by their number, and requests/s count from the submission of all jobs to their end.",
+        " clients are processes that use the API of `glide serve`. In the rows `in jobs`, as glide works by default, a"
+        " client is an invocation job with all its records. There, `median` is not a response time, but a job's time in"
+        " the server divided by the number of its records. The requests/s are counted from the submission of all jobs"
+        " to their end.",
         f"The endpoint of a remote service adds {LATENCY * 1e3:g} ms to each request and to each answer. It sleeps for"
-        " this time, and wakes up later if many processes wait for the same cores. 'Added each way' is the real time.",
+        " this time, and wakes up later if many processes wait for the same cores. 'Added each way' is the measured"
+        " delay.",
         "Communication is the time between client and server: files, a socket, and for remote services HTTP and the"
         " added latency; for live services, HTTP. Service is the time in the server, in the endpoint and in `glide"
         " serve` without the model. Inference is the engine's call, and the endpoint's with remote services.",
@@ -274,56 +272,9 @@ def _milliseconds(runs: Sequence[Run], name: str) -> Measurement:
     return Measurement(tuple(getattr(run, name) * 1e3 for run in runs), "ms")
 
 
-def latencies(runs: Sequence[Run]) -> list[Comparison]:
-    """Compare two latencies with the paper's: the latency of the loopback device, and the one that endpoints add.
-
-    An endpoint sleeps for its latency, and a sleeping process wakes up late on a busy machine. So the latency of the
-    endpoints is from the runs with the fewest clients.
-    """
-    fewest = min(run.clients for run in runs)
-    added = tuple(run.latency * 1e3 for run in runs if run.latency and run.clients == fewest and run.scaling == "weak")
-    return [
-        Comparison("latency to a local service (here: a byte over loopback, one way)", 0.063, "ms",
-                   Measurement((loopback() / 2 * 1e3,), "ms")),
-        Comparison(f"latency to a remote service (here: added one way, {fewest} client)", 0.47, "ms",
-                   Measurement(added, "ms")),
-    ]  # fmt: skip
-
-
 def share(runs: Sequence[Run], part: str) -> float:
     """Return the share of a part in the response time: the median over these runs."""
     return median(getattr(run, part) / run.mean for run in runs)
-
-
-def loopback() -> float:
-    """Return the seconds that a byte takes to a socket of this machine and back: the median of many trials."""
-    ours, theirs = _connected()
-
-    def echo() -> None:
-        while byte := theirs.recv(1):
-            theirs.sendall(byte)
-
-    thread = threading.Thread(target=echo)
-    thread.start()
-    took = []
-    with ours:
-        for _ in range(2000):
-            began = time.perf_counter()
-            ours.sendall(b".")
-            ours.recv(1)
-            took.append(time.perf_counter() - began)
-    thread.join()
-    theirs.close()
-    return median(took)
-
-
-def _connected() -> tuple[socket.socket, socket.socket]:
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        ours = socket.create_connection(listening.getsockname())
-        theirs, _ = listening.accept()
-    for each in (ours, theirs):
-        each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return ours, theirs
 
 
 def figure(found: Mapping[Setting, Sequence[Run]]) -> Figure:

@@ -88,8 +88,7 @@ def trace(run: Mapping[str, Any]) -> tuple[Trace, SiteFile]:
         name: {"record_seconds": each["record_s"], "load_seconds": 0.0 if ready else max(0, each["load_s"] - turnover)}
         for name, each in run["classes"].items()
     }
-    # If the sweep's key `pack` is auto, the key `batch` has no effect, and an engine call has one record.
-    batch = 1 if run["pack"] == "auto" else run["batch"]
+    batch = 1 if run["batch"] == "auto" else run["batch"]
     work = {"glideins": len(nodes), "batch": batch, "pack": run["pack"], "keep": run["keep"]}
     simulated = Trace.model_validate({
         "site": {"site": "here", "interval": 1, "entries": entries}, "devices": devices, "nodes": nodes,

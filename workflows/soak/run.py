@@ -218,12 +218,12 @@ class Soak:
             f"{sweeps['sweeps']} sweeps had {sweeps['records']:,} records. Each has exactly one result."
             f" {sweeps['begun again']:,} records were begun again. After an error, the command was continued"
             f" {sweeps['continued runs']} times.",
-            f"{len(seconds):,} live calls: median {median(seconds):.2f} s, slowest {seconds[-1]:.1f} s. For"
-            f" {sum(loop.retries for loop in self.calls)} of them, the server has asked the client to try again.",
+            f"{len(seconds):,} live calls: median {median(seconds):.2f} s, slowest {seconds[-1]:.1f} s."
+            f" In {sum(loop.retries for loop in self.calls)} answers, the server asked the client to try again.",
             "Faults: " + ", ".join(f"{count} × {name}" for name, count in self.counts.items()) + ".",
             f"Growth is the median slope after the first {WARM_UP_SECONDS / 60:g} minutes, in percent of the mean per"
-            f" hour. It may be {LIMIT:g} % for glide's own processes. glide may have {MOST['files']:g} files, with"
-            f" {MOST['logs']:g} MB of logs.",
+            f" hour. The limit is {LIMIT:g} % for glide's own processes. Old logs and files are deleted, so they have"
+            f" other limits: {MOST['files']:,.0f} files and {MOST['logs']:g} MB of logs.",
         ]
         return problems
 

@@ -65,16 +65,18 @@ def main() -> None:
                    loading),
     ]  # fmt: skip
     experiment.notes += [
-        f"With all three systems a task has {task} records; in the paper it has 100. On these nodes loading takes"
-        f" {loading.median:.2g} times as long as inference in a create-destroy task; in the paper it takes"
-        f" {PAPER_LOADING:.1f} times as long.",
+        f"With all three systems a task has {task} records; in the paper it has 100. This number was chosen so small"
+        " because a node runs few tasks here, and StickyInvoc's single load would weigh too much. On these nodes"
+        f" loading takes {loading.median:.2g} times as long as inference in a create-destroy task; in the paper it"
+        f" takes {PAPER_LOADING:.1f} times as long.",
         f"With tasks of {like_paper_task} records this ratio is {loading_like_paper.median:.1f}. Create-destroy and"
         f" StickyInvoc then take {times_like_paper[0]:.0f} s and {times_like_paper[1]:.0f} s for {like_paper} records,"
         " with the start of the glideins and StickyInvoc's single load.",
         f"A node runs {records // task // 2} tasks on average; in the paper it runs 75. So StickyInvoc's single load"
         " and the start of the glideins, which all times include, count more here.",
-        f"The distributed filesystem is a web server that sends {RATE / 1e6:.0f} MB/s to all nodes together. A"
-        " create-destroy task fetches nothing from other nodes.",
+        f"The distributed filesystem is a web server that sends {RATE / 1e6:.0f} MB/s to all nodes together. This rate"
+        " was chosen, and fetching is the largest part of create-destroy's loading: with a faster filesystem, the first"
+        " ratio would be smaller. A create-destroy task fetches nothing from other nodes.",
         "All nodes are on this machine, with one core each. The slow node uses only the oldest vector instructions."
         " HTCondor's daemons and the web server use the same cores.",
         "StickyInvoc has two lanes per glidein, glide's default, and the others have one. Two tasks at a time take"

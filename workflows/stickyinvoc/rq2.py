@@ -46,7 +46,7 @@ def main() -> None:
         "Loading is the whole time of a task except the engine's time for its records: fetching, starting the engine,"
         " imports, reading the weights, and the start and end of the job. The paper's share is from its execution"
         " times.",
-        "HTCondor reports the times of jobs in whole seconds.",
+        "HTCondor reports the times of jobs in whole seconds. So StickyInvoc's loading is known to about 0.2 s only.",
         "All systems have one lane per glidein here, so that no task waits for the inference of another one. With two"
         " lanes, glide's default, one task starts or ends while another computes (RQ1).",
     ]
