@@ -242,6 +242,7 @@ def account(runs: dict[Case, list[dict[str, Any]]], missing: list[str], began: f
         ("system", "prompts", "first worker ready to last result", "over glide's", "over its engine alone",
          "from nothing"), began=began,
     )  # fmt: skip
+    added: dict[bool, list[float]] = {}  # for glide, and for all other systems: their ratios over their engines alone
     for case, same in runs.items():
         makespan, total = seconds(same, "makespan_s"), seconds(same, "total_s")
         reference = GLIDE_VLLM if case.system.vllm else GLIDE
@@ -255,12 +256,17 @@ def account(runs: dict[Case, list[dict[str, Any]]], missing: list[str], began: f
             Measurement(total, "s"),
         )  # fmt: skip
         experiment.rows.append((case.system.name, case.records, *cells))
-        if ratio and median(ratio) < 1:
-            less = median(own - other for other, own in zip(makespan, glide, strict=False))
-            experiment.notes.append(
-                f"{case.system.name} took {number(median(ratio))} times as long as {reference.name} for"
-                f" {case.records:,} prompts, which is {number(less, 's')} less (both are medians over the rounds)."
-            )
+        if over_alone:
+            added.setdefault(case.system == GLIDE, []).append(median(over_alone))
+    if len(added) == 2:
+        ours, theirs = (
+            " to ".join(number(each) for each in (min(same), max(same))) for same in (added[True], added[False])
+        )
+        experiment.notes.append(
+            f"glide takes {ours} times as long as its engine alone, and the systems with plain transformers take"
+            f" {theirs} times as long. On two cores, HTCondor's daemons and glide's driver take CPU time from the"
+            " workers. If the workers are other machines, they do not."
+        )
     experiment.notes += [
         *missing,
         *(glide_note(case, same) for case, same in runs.items() if case.system in (GLIDE, GLIDE_VLLM)),
@@ -271,8 +277,6 @@ def account(runs: dict[Case, list[dict[str, Any]]], missing: list[str], began: f
         f" systems that run plain transformers with {PROCESSES.name}. These systems compute tasks of {TASK} prompts in"
         f" padded batches of {BATCH}, shortest prompts first, in float32. glide's engine needs less time per prompt,"
         " and glide chooses the sizes of batches and jobs. So `over glide's` measures engine and overhead together.",
-        "On two cores, HTCondor's daemons and glide's driver take CPU time from the workers. On a larger machine, or if"
-        " the workers are other machines, they do not.",
         "Each ratio is the median of the ratios within the rounds. So it may differ from the ratio of the medians.",
         "The time from the first ready worker begins by the worker's own clock, and ends when the caller has the last"
         " result. The time from nothing begins with the caller's script, so it includes the start of the system, and"
@@ -303,9 +307,9 @@ def glide_note(case: Case, runs: Sequence[dict[str, Any]]) -> str:
     seen = median(each["summary"]["warm_makespan_s"] for each in runs)
     jobs = median(each["summary"]["jobs"] for each in runs)
     return (
-        f"In glide's {number(whole, 's')} for {case.records:,} prompts, the busier engine computed for"
-        f" {number(busy, 's')}. There were {jobs:.0f} jobs in total. The first jobs waited on their lanes while the"
-        " model was loaded, so the engine began at once. The driver saw a warm lane later, and so only for"
+        f"In the {number(whole, 's')} of {case.system.name!r} for {case.records:,} prompts, the busier engine computed"
+        f" for {number(busy, 's')}. There were {jobs:.0f} jobs in total. The first jobs waited on their lanes while the"
+        " model was loaded, so the engine began at once. By the driver's view, a lane was warm for"
         f" {number(seen, 's')} (warm_makespan_s). HTCondor's daemons start a process for each job on the same cores."
     )
 
