@@ -29,7 +29,7 @@ from glide.condor.processes import children
 from glide.report.experiment import Experiment, arguments, number, positive
 from glide.report.sweep.figures import BLUE, INK, WIDTH, style
 
-RECORDS, TOKENS = 6_000, 64
+RECORDS, TOKENS = 12_000, 64
 EVERY = 60.0  # seconds between two kills
 LIMIT_SECONDS = 600.0  # time limit of one system
 # How each system gets a new worker, and what it does with the task of the killed one.
