@@ -94,6 +94,28 @@ def test_generated_documentation_pages_match_their_source():
     assert PAGE.read_text() == page(), "make docs"
 
 
+def test_results_page_needs_a_sentence_for_each_missed_goal(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "docs"))
+    import results
+
+    row = {
+        "what": "speed-up",
+        "paper": 2.0,
+        "unit": "×",
+        "here": [1.5],
+        "simulated": None,
+        "better": "more",
+        "goal": None,
+    }
+    told = [{"name": "rq9", "compared": [row, {**row, "here": [2.5]}]}]
+    monkeypatch.setattr(results, "REASONS", ())
+    with pytest.raises(SystemExit, match="rq9: 'speed-up' misses its goal"):
+        results._compared(told)
+    monkeypatch.setattr(results, "REASONS", (("rq9", "speed", "The nodes are slow."),))
+    page = results._compared(told)
+    assert page[-2] == "- [rq9](#rq9): The nodes are slow." and "**1.50×**" in page[1] and "**2.50×**" not in page[1]
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_links_and_files_named_in_documents_exist(document: Path):
     text = document.read_text()
