@@ -23,8 +23,9 @@ REASONS = (
      "Both systems begin with all nodes here, and in the [simulation](#simulation) of the paper's cluster, this gives"
      " 1.32; the paper's ratio also depends on the times at which its GPUs arrived, which it does not give."),
     ("rq5", "R² of records done within",
-     "This number leaves out the records of lost jobs, which explains a part of the gap, and the other part is not"
-     " explained; if each record counts when the driver sees its result, R² is 0.97 to 0.99 (column `seen`)."),
+     "This number leaves out the records of lost jobs, and differs much from run to run (at medium availability, four"
+     " runs gave 0.89 to 0.99); if each record counts when the driver sees its result, R² is 0.97 to 0.99 (column"
+     " `seen`)."),
 )  # fmt: skip
 HEAD = """# Results
 
