@@ -11,7 +11,7 @@ from infer import WORKERS, load, serve, tasks, write_answers
 if __name__ == "__main__":
     began = time.time()
     import dask
-    from distributed import Client, LocalCluster
+    from distributed import Client, LocalCluster, as_completed
 
     dask.config.set({
         # The profiler samples the worker's stack a hundred times per second, which slows computing down.
@@ -32,5 +32,11 @@ if __name__ == "__main__":
             client.submit(load, folder, workers=[worker], allow_other_workers=True, pure=False) for worker in workers
         ]
         answers = [client.submit(serve, folder, task, pure=False) for task in tasks(records)]
-        write_answers(out, began, client.gather(answers))
+        found = {}
+        # Fetch each result when it is there, and release it. If a worker is lost, Dask computes all its results again
+        # that are not released.
+        for future, answer in as_completed(answers, with_results=True):
+            found[future.key] = answer
+            future.release()
+        write_answers(out, began, [found[future.key] for future in answers])
         client.gather(loading)
