@@ -9,14 +9,35 @@ import sys
 import time
 from collections import Counter
 from itertools import chain
+from pathlib import Path
 
-from infer import GENERATE, WATCH_VARIABLE, WORKERS, announce, tasks, write_measurement
-from vllm_workers import arguments
+from infer import GENERATE, HERE, WATCH_VARIABLE, WORKERS, announce, tasks, write_measurement
+from vllm_workers import arguments, write_plugin
 
 from glide.bench.rig import rig
 from glide.bench.vllm_environment import VERSION
 from glide.sweep.driver import Progress
 from glide.vocabulary import State
+
+
+def watched(vllm: str) -> Path:
+    """Return the folder of an environment whose vLLM counts the prompts that it begins (vllm_counter.py).
+
+    Glideins do not inherit this process's environment variables, so the environment's Python sets them.
+    """
+    watch = Path(os.environ[WATCH_VARIABLE])
+    folder = watch.parent / "environment"
+    python = folder / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    write_plugin(folder)
+    lines = [
+        f'export PYTHONPATH="$PYTHONPATH:{HERE}:{folder}"', f"export {WATCH_VARIABLE}={watch}",
+        f'exec {vllm}/bin/python "$@"',
+    ]  # fmt: skip
+    python.write_text("\n".join(["#!/bin/sh", *lines, ""]), "utf-8")
+    python.chmod(0o755)
+    return folder
+
 
 if __name__ == "__main__":
     began = time.time()
@@ -24,8 +45,9 @@ if __name__ == "__main__":
     prompts = list(chain.from_iterable(tasks(records)))
     model = {"name": "verifier", "engine": "transformers", "path": folder, "options": {"dtype": "float32"}}
     if vllm:
+        environment = str(watched(vllm[0])) if WATCH_VARIABLE in os.environ else vllm[0]
         program = {"program": "vllm", "args": arguments()}
-        model |= {"engine": "server", "environment": vllm[0], "options": program}
+        model |= {"engine": "server", "environment": environment, "options": program}
     with rig(cores=WORKERS, request={"cpus": 1, "memory": 4096 if vllm else 1024, "disk": 100}) as bench:
 
         def watch(progress: Progress) -> None:

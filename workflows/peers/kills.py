@@ -23,7 +23,7 @@ from typing import Any
 
 from infer import TASK, TOKENS_VARIABLE, WATCH_VARIABLE, WORKERS
 from matplotlib.figure import Figure
-from run import GLIDE, GLIDE_VLLM, PROMPTVERIFY, SYSTEMS, Missing, System, interpreter, measure, write_records
+from run import GLIDE, PROMPTVERIFY, SYSTEMS, Missing, System, interpreter, measure, write_records
 
 from glide.condor.processes import children
 from glide.report.experiment import Experiment, arguments, number, positive
@@ -117,7 +117,7 @@ def run(system: System, taskvine: str, records: int, every: float) -> dict[str, 
             found = measure(system, python, path, killer, LIMIT_SECONDS, model)
         except Missing as why:
             return {"system": system.name, "kills": killer.kills, "done": 0, "problem": str(why)}
-        if system in (GLIDE, GLIDE_VLLM):
+        if system == GLIDE:
             again = found["summary"]["recomputed"] + found["summary"]["lost_in_flight"]
         else:
             again = killer.begun - found["records"]
@@ -146,8 +146,8 @@ def account(runs: Sequence[dict[str, Any]], records: int, began: float) -> Exper
         f"{WORKERS} workers of one core compute {records:,} prompts with {TOKENS} new tokens each. A task of the"
         f" other systems has {TASK} prompts. glide chooses the size of its jobs, and its jobs stream their results.",
         "A prompt counts as begun again each time that a worker begins it after the first time. The workers count this."
-        " For glide, the driver counts it: prompts that a lost node had begun, and results that arrived twice. Prompts"
-        " that a node began in its last second are missing in this count.",
+        f" For {GLIDE.name!r}, the driver counts it: prompts that a lost node had given to its engine, also if they"
+        " were still waiting there, and results that arrived twice. Prompts of a node's last second are missing.",
         "glide's engine begins many prompts at a time (continuous batching), plain transformers begin batches of 32,"
         " and vLLM begins up to 256 prompts at a time. glide's finished results reach the access point once a second."
         f" Those of the others are safe when a task of {TASK} prompts ends, and with run-batch when a file ends;"

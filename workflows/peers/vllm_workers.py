@@ -26,6 +26,14 @@ def arguments() -> list[str]:
     return [f"--{name}" if value is True else f"--{name}={value}" for name, value in options.items()]
 
 
+def write_plugin(folder: Path) -> None:
+    """Write the description of the plugin into a folder. vLLM finds it if the folder and HERE are in PYTHONPATH."""
+    plugin = folder / "peers-1.dist-info"
+    plugin.mkdir()
+    (plugin / "METADATA").write_text("Metadata-Version: 2.1\nName: peers\nVersion: 1\n", "utf-8")
+    (plugin / "entry_points.txt").write_text("[vllm.stat_logger_plugins]\npeers = vllm_counter:Counter\n", "utf-8")
+
+
 @contextmanager
 def counted(vllm: str) -> Iterator[Callable[[], float]]:
     """Let each vLLM that starts in this block load the plugin. Yield a function that returns when the first was ready.
@@ -34,10 +42,7 @@ def counted(vllm: str) -> Iterator[Callable[[], float]]:
         vllm: folder of the environment with vLLM, whose programs are then on the PATH.
     """
     with tempfile.TemporaryDirectory() as name:
-        plugin = Path(name) / "peers-1.dist-info"
-        plugin.mkdir()
-        (plugin / "METADATA").write_text("Metadata-Version: 2.1\nName: peers\nVersion: 1\n", "utf-8")
-        (plugin / "entry_points.txt").write_text("[vllm.stat_logger_plugins]\npeers = vllm_counter:Counter\n", "utf-8")
+        write_plugin(Path(name))
         os.environ |= VARIABLES | {"VLLM_CACHE_ROOT": str(Path(name) / "vllm")}
         os.environ["PYTHONPATH"] = os.pathsep.join((HERE, name))
         os.environ["PATH"] = os.pathsep.join((str(Path(vllm) / "bin"), os.environ["PATH"]))
