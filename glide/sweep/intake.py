@@ -71,9 +71,9 @@ class ResultIntake:
         in_flight: keys of the records that are in jobs and have no result.
         starts: number of starts of each job, by job number.
         attempts: for each record id, the number of lost jobs that had the record.
-        lost_in_flight: number of records that a node had begun, but whose results were lost with the node. A node
-            reports once in a while how many records it has begun. So this attribute does not count the records that the
-            node began after its last report.
+        lost_in_flight: number of records that a node had given to its engine, but whose results were lost with the
+            node. Some of them may still have waited in the engine. A node reports once in a while how many records it
+            has given to the engine. So this attribute does not count the records after its last report.
         twins: number of second jobs that were submitted for records that a slow glidein had begun.
         twin_results: number of results that were ignored because the other of two twins had computed them, too.
         disconnected: Unix time when a job lost its node, by job number.
