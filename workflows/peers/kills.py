@@ -31,7 +31,7 @@ from glide.report.sweep.figures import BLUE, INK, WIDTH, style
 
 RECORDS, TOKENS = 12_000, 64
 EVERY = 60.0  # seconds between two kills
-LIMIT_SECONDS = 600.0  # time limit of one system
+LIMIT_SECONDS = 900.0  # time limit of one system
 # How each system gets a new worker, and what it does with the task of the killed one.
 MEANS = {
     "glide": "the factory submits another glidein; the driver puts the unfinished records into other jobs",
@@ -41,7 +41,7 @@ MEANS = {
     "Dask": "the nanny starts another worker process",
     "TaskVine functions": "the script starts another worker, as `vine_factory` does",
     "glide, vLLM": "the same as for `glide`",
-    "vLLM run-batch": "the script starts the command again, as a batch system would; a file has 500 prompts",
+    "vLLM run-batch": "the script starts the command again, as a batch system would; a file has 1,000 prompts",
     "datatrove InferenceRunner, vLLM": "the Ray executor starts the task again, three times, and then the script;"
     " `checkpoints_local_dir`",
 }

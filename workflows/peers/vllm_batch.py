@@ -21,7 +21,7 @@ from vllm_workers import SAMPLING, arguments, counted
 
 from glide.bench.vllm_environment import VERSION
 
-SMALL_FILE = 500  # number of prompts in a file, if workers are killed
+SMALL_FILE = 1000  # number of prompts in a file, if workers are killed
 TEMPLATE = "{{ bos_token }}{{ messages[0]['content'] }}"  # run-batch takes chats only, and the model is none for chats
 
 
