@@ -22,8 +22,8 @@ REASONS = (
      "On this machine, loading is only 1.9 times inference in tasks of 24 records, so less can be gained than in the"
      " paper; the program now chooses the size of the tasks, and has not run since."),
     ("rq4", "completed inferences in finished tasks",
-     "Both systems begin with all nodes here, and in the [simulation](#simulation) of the paper's cluster, this gives"
-     " 1.32; the paper's ratio also depends on the times at which its GPUs arrived, which it does not give."),
+     "In the [simulation](#simulation) of the paper's cluster, the ratio is 1.32 if both systems begin with all nodes,"
+     " as they do here; the paper's ratio also depends on the times at which its GPUs arrived, which are not known."),
     ("rq5", "R² of records done within",
      "This number leaves out the records of lost jobs, and differs much from run to run (at medium availability, four"
      " runs gave 0.89 to 0.99); if each record counts when the driver sees its result, R² is 0.97 to 0.99 (column"
