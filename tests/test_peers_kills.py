@@ -65,4 +65,13 @@ def test_system_that_lost_its_results_is_in_the_table(kills):
     assert [row[:6] for row in experiment.rows] == [
         ("glide", 2, 10, 6, "3.00", 0), ("two plain processes", 1, 0, "–", "–", 10),
     ]  # fmt: skip
-    assert len(kills.drawn(runs).axes[0].patches) == 1
+    assert len(kills.drawn(runs).axes[0].patches) == 1 and not any("fewest" in note for note in experiment.notes)
+
+
+def test_page_says_if_another_system_begins_fewer_prompts_again(kills):
+    runs = [
+        {"system": name, "kills": 2, "done": 10, "again": again, "seconds": 9.0, "digest": "x"}
+        for name, again in (("glide", 6), ("Dask", 4), ("glide, vLLM", 3), ("vLLM run-batch", 8))
+    ]
+    (note,) = [note for note in kills.account(runs, 10, 0.0).notes if "fewest" in note]
+    assert note.startswith("'glide' loses no prompt") and "3.00 per kill, and 'Dask' 2.00" in note
