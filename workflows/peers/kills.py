@@ -173,7 +173,7 @@ def account(runs: Sequence[dict[str, Any]], records: int, began: float) -> Exper
 
 
 def drawn(runs: Sequence[dict[str, Any]]) -> Figure:
-    """Draw the number of prompts that each system computed again for each kill."""
+    """Draw the number of prompts that each system began again for each kill."""
     shown = [each for each in runs if each.get("kills") and "again" in each]
     figure = Figure(figsize=(WIDTH, 1.1 + 0.4 * len(shown)))
     axes = figure.subplots()
@@ -182,7 +182,7 @@ def drawn(runs: Sequence[dict[str, Any]]) -> Figure:
     axes.bar_label(bars, fmt="%.0f", padding=3)
     axes.invert_yaxis()
     axes.margins(x=0.15)
-    axes.set(xlabel="prompts that are computed again for each killed worker")
+    axes.set(xlabel="prompts begun again per kill")
     return figure
 
 
