@@ -36,6 +36,8 @@ def compare(found: Mapping[Setting, Sequence[Run]], counts: Sequence[int]) -> It
             + ", ".join(f"{part} {number(100 * each, '%')}" for part, each in parts.items()),
             parts["communication"] == max(parts.values()),
         )  # fmt: skip
+    if len(counts) == 1:
+        return
     gained = {
         where: [
             median(run.rate for run in found["strong", where, counts[-1], count])
