@@ -34,7 +34,7 @@ CompileLockManager(compute_config_hash(folder, 1, 1, 1, MAX_MODEL_LEN, OPTIONS))
 def read(data, rank, world_size):
     announce(os.getppid())  # Ray's worker; this process and the vLLM server are its descendants
     for number in range(rank, len(prompts), world_size):
-        yield Document(text=prompts[number], id=str(number))
+        yield Document(prompts[number], str(number))
 
 
 async def rollout(document, generate):
