@@ -60,7 +60,8 @@ def _compared(told: list[dict[str, Any]]) -> list[str]:
             if here.startswith("**"):
                 reasons[f"- {link}: {_reason(each['name'], row['what'])}"] = None  # several rows may have one reason
     columns = ("experiment", "what", "paper", "goal", "here", "simulated")
-    return ["## Beside the papers' numbers\n", table(columns, rows), "Why goals are missed:\n", *reasons, ""]
+    why = ["Why goals are missed:\n", *reasons, ""] if reasons else []
+    return ["## Beside the papers' numbers\n", table(columns, rows), *why] if rows else []
 
 
 def _reason(experiment: str, what: str) -> str:

@@ -8,7 +8,6 @@ import os
 import sys
 import tempfile
 import time
-from itertools import chain
 from pathlib import Path
 
 began = time.time()
@@ -22,11 +21,11 @@ from datatrove.executor.ray import RayPipelineExecutor  # noqa: E402
 from datatrove.pipeline.inference.run_inference import InferenceConfig, InferenceRunner  # noqa: E402
 from datatrove.pipeline.inference.servers.compile_lock import CompileLockManager, compute_config_hash  # noqa: E402
 from datatrove.pipeline.writers import JsonlWriter  # noqa: E402
-from infer import WORKERS, announce, tasks, write_measurement  # noqa: E402
+from infer import WORKERS, announce, prompts_of, write_measurement  # noqa: E402
 from vllm_workers import MAX_MODEL_LEN, OPTIONS, SAMPLING, counted  # noqa: E402
 
 folder, records, out, vllm = sys.argv[1:]
-prompts = list(chain.from_iterable(tasks(records)))
+prompts = prompts_of(records)
 # The servers compile nothing here, so the second one need not wait until the first one has compiled.
 CompileLockManager(compute_config_hash(folder, 1, 1, 1, MAX_MODEL_LEN, OPTIONS)).mark_complete()
 

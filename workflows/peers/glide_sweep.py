@@ -8,10 +8,9 @@ import os
 import sys
 import time
 from collections import Counter
-from itertools import chain
 from pathlib import Path
 
-from infer import GENERATE, HERE, WATCH_VARIABLE, WORKERS, announce, tasks, write_measurement
+from infer import GENERATE, HERE, WATCH_VARIABLE, WORKERS, announce, prompts_of, write_measurement
 from vllm_workers import arguments, write_plugin
 
 from glide.bench.rig import rig
@@ -42,7 +41,7 @@ def watched(vllm: str) -> Path:
 if __name__ == "__main__":
     began = time.time()
     folder, records, out, *vllm = sys.argv[1:]
-    prompts = list(chain.from_iterable(tasks(records)))
+    prompts = prompts_of(records)
     model = {"name": "verifier", "engine": "transformers", "path": folder, "options": {"dtype": "float32"}}
     if vllm:
         environment = str(watched(vllm[0])) if WATCH_VARIABLE in os.environ else vllm[0]

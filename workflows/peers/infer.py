@@ -37,9 +37,14 @@ os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 Answer = tuple[list[str], float]  # the texts, and the Unix time when the worker's model was ready
 
 
+def prompts_of(records: str) -> list[str]:
+    """Return the prompts of a file."""
+    return [json.loads(line)["prompt"] for line in Path(records).read_text("utf-8").splitlines()]
+
+
 def tasks(records: str) -> list[list[str]]:
     """Return the prompts of a file, divided into tasks."""
-    prompts = [json.loads(line)["prompt"] for line in Path(records).read_text("utf-8").splitlines()]
+    prompts = prompts_of(records)
     return [prompts[start : start + TASK] for start in range(0, len(prompts), TASK)]
 
 

@@ -23,7 +23,7 @@ from typing import Any
 
 from infer import TASK, TOKENS_VARIABLE, WATCH_VARIABLE, WORKERS
 from matplotlib.figure import Figure
-from run import GLIDE, PROMPTVERIFY, SYSTEMS, Missing, System, interpreter, measure, write_records
+from peers import GLIDE, PROMPTVERIFY, SYSTEMS, Missing, System, interpreter, measure, write_records
 
 from glide.condor.processes import children
 from glide.report.experiment import Experiment, arguments, number, positive

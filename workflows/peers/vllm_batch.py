@@ -16,7 +16,7 @@ from itertools import chain
 from math import ceil
 from pathlib import Path
 
-from infer import WATCH_VARIABLE, WORKERS, announce, tasks, write_measurement
+from infer import WATCH_VARIABLE, WORKERS, announce, prompts_of, write_measurement
 from vllm_workers import SAMPLING, arguments, counted
 
 from glide.bench.vllm_environment import VERSION
@@ -60,7 +60,7 @@ def compute(folder: str, requests: Path) -> list[str]:
 if __name__ == "__main__":
     began = time.time()
     folder, records, out, vllm = sys.argv[1:]
-    prompts = list(chain.from_iterable(tasks(records)))
+    prompts = prompts_of(records)
     size = SMALL_FILE if WATCH_VARIABLE in os.environ else ceil(len(prompts) / WORKERS)
     with counted(vllm) as ready, tempfile.TemporaryDirectory() as name, ThreadPoolExecutor(WORKERS) as pool:
         files = []
