@@ -250,6 +250,20 @@ def sweep(tmp_path: Path) -> Iterator[SweepFolder]:
             process.communicate()
 
 
+@pytest.fixture
+def workflow(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
+    """A function that lets a test import the modules of one folder of workflows/.
+
+    They are forgotten after the test, because other folders have modules with the same names.
+    """
+    folder = Path(__file__).resolve().parents[1] / "workflows"
+    before = set(sys.modules)
+    yield lambda name: monkeypatch.syspath_prepend(str(folder / name))
+    for name in sys.modules.keys() - before:
+        if str(getattr(sys.modules[name], "__file__", None)).startswith(str(folder)):
+            del sys.modules[name]
+
+
 def eventually(condition: Callable[[], Any], what: str, budget: float = 90.0) -> Any:
     """Wait until the condition gives something true, and return it; the budget only bounds a failing test."""
     deadline = time.monotonic() + budget

@@ -14,8 +14,8 @@ SCRIPTS = Path(__file__).resolve().parents[1] / "workflows" / "soak"
 
 
 @pytest.fixture(autouse=True)
-def scripts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(SCRIPTS)
+def scripts(workflow) -> None:
+    workflow("soak")
 
 
 @pytest.mark.parametrize("minutes", [3, 60, 600])

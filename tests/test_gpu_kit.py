@@ -37,16 +37,16 @@ def test_kit_needs_a_gpu_unless_it_is_tried(tmp_path: Path):
     assert done.returncode == 2 and "no CUDA GPU; with --tiny" in done.stderr
 
 
-def test_plan_takes_ten_minutes_and_is_the_one_in_the_readme(monkeypatch):
-    monkeypatch.syspath_prepend(str(FOLDER))
+def test_plan_takes_ten_minutes_and_is_the_one_in_the_readme(workflow):
+    workflow("gpu")
     plan = importlib.import_module("measure").PLAN
     assert sum(step.seconds for step in plan) == 600
     rows = [line for line in (FOLDER / "README.md").read_text().splitlines() if line.startswith("| ")][1:]
     assert [float(row.split("|")[2]) for row in rows] == [step.seconds for step in plan]
 
 
-def test_packed_packages_are_those_of_the_project(monkeypatch):
-    monkeypatch.syspath_prepend(str(FOLDER))
+def test_packed_packages_are_those_of_the_project(workflow):
+    workflow("gpu")
     kit = importlib.import_module("kit")
     packages = kit.packages(FOLDER.parents[1])
     assert any(name.startswith("htcondor") for name in packages)

@@ -11,19 +11,15 @@ import pytest
 RUN = Path(__file__).resolve().parent.parent / "workflows" / "peers" / "run.py"
 
 
-def test_each_system_is_compared_with_its_own_engine(monkeypatch):
-    monkeypatch.syspath_prepend(str(RUN.parent))
+def test_each_system_is_compared_with_its_own_engine(workflow):
+    workflow("peers")
     run = importlib.import_module("run")
-    try:
-        systems = {each.name: each for each in run.SYSTEMS}
-        seconds = {"glide": 6.0, run.ENGINE.name: 4.0, run.PROCESSES.name: 8.0, "Dask": 9.0, "glide, vLLM": 10.0}
-        summary = {"warm_makespan_s": 1.0, "jobs": 1}
-        more = {"total_s": 20.0, "versions": {}, "engines": {"a": 1.0}, "summary": summary}
-        cases = {run.Case(systems[name], 60): [{"makespan_s": each, **more}] for name, each in seconds.items()}
-        rows = {row[0]: [str(cell) for cell in row[3:5]] for row in run.account(cases, [], 0.0).rows}
-    finally:
-        for name in ("run", "infer"):  # other folders of workflows have modules with these names
-            sys.modules.pop(name, None)
+    systems = {each.name: each for each in run.SYSTEMS}
+    seconds = {"glide": 6.0, run.ENGINE.name: 4.0, run.PROCESSES.name: 8.0, "Dask": 9.0, "glide, vLLM": 10.0}
+    summary = {"warm_makespan_s": 1.0, "jobs": 1}
+    more = {"total_s": 20.0, "versions": {}, "engines": {"a": 1.0}, "summary": summary}
+    cases = {run.Case(systems[name], 60): [{"makespan_s": each, **more}] for name, each in seconds.items()}
+    rows = {row[0]: [str(cell) for cell in row[3:5]] for row in run.account(cases, [], 0.0).rows}
     assert rows["glide"] == ["1.00×", "1.50×"] and rows["Dask"] == ["1.50×", "1.12×"]
     assert rows["glide, vLLM"] == ["1.00×", ""] and rows["two plain processes"] == ["1.33×", ""]
 

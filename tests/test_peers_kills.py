@@ -5,22 +5,17 @@ from __future__ import annotations
 import importlib
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import eventually
 
-FOLDER = Path(__file__).resolve().parents[1] / "workflows" / "peers"
-
 
 @pytest.fixture
-def kills(monkeypatch):
-    monkeypatch.syspath_prepend(str(FOLDER))
-    yield importlib.import_module("kills")
-    for name in ("kills", "run", "infer"):  # other folders of workflows have modules with these names
-        sys.modules.pop(name, None)
+def kills(workflow):
+    workflow("peers")
+    return importlib.import_module("kills")
 
 
 def test_announced_worker_is_killed_with_its_processes(kills, tmp_path: Path):

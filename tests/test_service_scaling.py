@@ -119,31 +119,27 @@ def test_response_time_equals_communication_plus_service_plus_inference(left):
             assert run["communication"] > 2 * run["latency"] > 0
 
 
-def test_services_hide_latency_if_remote_ones_gain_more_at_each_number(monkeypatch):
-    monkeypatch.syspath_prepend(str(SCRIPTS))
-    try:
-        rt, scaling = importlib.import_module("rt"), importlib.import_module("scaling")
+def test_services_hide_latency_if_remote_ones_gain_more_at_each_number(workflow):
+    workflow("service_scaling")
+    rt, scaling = importlib.import_module("rt"), importlib.import_module("scaling")
 
-        def claim(remote: float, local: float) -> str:
-            rates = {("remote", 1): 100.0, ("remote", 2): remote, ("local", 1): 200.0, ("local", 2): local}
-            found = {
-                (scale, where, clients, count): [scaling.Run(scale, where, clients, count, 1, *[0.1] * 6, rate)]
-                for where in scaling.WHERE
-                for scale, clients, count in (("weak", 1, 1), ("strong", 2, 1), ("strong", 2, 2))
-                for rate in [rates.get((where, count), 1.0)]
-            }
-            return str(list(rt.compare(found, [1, 2]))[-1])
+    def claim(remote: float, local: float) -> str:
+        rates = {("remote", 1): 100.0, ("remote", 2): remote, ("local", 1): 200.0, ("local", 2): local}
+        found = {
+            (scale, where, clients, count): [scaling.Run(scale, where, clients, count, 1, *[0.1] * 6, rate)]
+            for where in scaling.WHERE
+            for scale, clients, count in (("weak", 1, 1), ("strong", 2, 1), ("strong", 2, 2))
+            for rate in [rates.get((where, count), 1.0)]
+        }
+        return str(list(rt.compare(found, [1, 2]))[-1])
 
-        assert "is true: for 2 clients, 2 remote services answer at 1.50 times" in claim(150.0, 220.0)
-        assert "is not true" in claim(150.0, 400.0)
-    finally:
-        for name in ("rt", "scaling", "services"):  # other folders of workflows may have modules with these names
-            sys.modules.pop(name, None)
+    assert "is true: for 2 clients, 2 remote services answer at 1.50 times" in claim(150.0, 220.0)
+    assert "is not true" in claim(150.0, 400.0)
 
 
 @pytest.mark.pool
-def test_benchmark_measures_total_and_server_seconds_of_jobs(pool, factory, tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(SCRIPTS)
+def test_benchmark_measures_total_and_server_seconds_of_jobs(pool, factory, tmp_path, workflow):
+    workflow("service_scaling")
     from clients import InvocationJobs
 
     template = Template("carried", "noop", options={"record_seconds": 0.001})

@@ -20,9 +20,9 @@ TINY = "import rq5; rq5.TRACES = {'low': ((0, 2), (4, 1))}; rq5.SECONDS = {'low'
 
 
 @pytest.fixture
-def experiments(monkeypatch):
+def experiments(workflow):
     """The experiments' modules can be imported while this lasts."""
-    monkeypatch.syspath_prepend(str(FOLDER))
+    workflow("stickyinvoc")
 
 
 @pytest.mark.pool
