@@ -6,9 +6,10 @@ import os
 import time
 from pathlib import Path
 
-from glide.factory.home import delete_old_files, entry_folder
+from glide.factory.home import JOB_LOG, LARGEST_JOB_LOG, delete_old_files, entry_folder
 from glide.factory.snapshot import Glidein
 from glide.report.factory import LONGEST_LINE, last_lines, last_output
+from glide.resources import find
 from glide.vocabulary import JobStatus
 
 
@@ -48,7 +49,21 @@ def test_outputs_of_the_newest_ended_glideins_and_of_running_ones_stay(tmp_path:
     os.utime(used / "6.0.out", (now, now - 5000))
     for path in (unused, *unused.iterdir()):
         os.utime(path, (now, now - 5000))
+    (used / JOB_LOG).write_bytes(b"000 (001.000.000)")
     delete_old_files(tmp_path, [used], now - 3000, ["1.0"], 3)
     assert not unused.exists()
     names = {"6.0": ("err", "logs"), **dict.fromkeys(("1.0", "5.0", "4.0"), ("err", "logs", "out"))}
-    assert {path.name for path in used.iterdir()} == {f"{job}.{kind}" for job in names for kind in names[job]}
+    assert {path.name for path in used.iterdir()} == {JOB_LOG, *(f"{job}.{end}" for job in names for end in names[job])}
+
+
+def test_large_job_log_is_renamed_and_replaces_an_earlier_one(tmp_path: Path):
+    """A factory that runs for years must not fill its disk with it."""
+    assert f" = {JOB_LOG}\n" in find("submit_templates", "glidein.sub").read_text("utf-8")
+    folder = tmp_path / "template"
+    folder.mkdir()
+    log, old = folder / JOB_LOG, folder / f"{JOB_LOG}.old"
+    for size, sizes in ((100, [100]), (LARGEST_JOB_LOG + 1, [LARGEST_JOB_LOG + 1]), (200, [200, LARGEST_JOB_LOG + 1])):
+        with log.open("wb") as file:
+            file.truncate(size)
+        delete_old_files(tmp_path, [folder], 0.0, (), 3)
+        assert [path.stat().st_size for path in (log, old) if path.exists()] == sizes

@@ -25,6 +25,8 @@ from glide.system import publish
 from glide.template import FileSet
 
 LOCK_ATTEMPTS = 10  # number of attempts to get a site's lock, with pauses of 0.05 s
+JOB_LOG = "glideins.log"  # HTCondor's log of a template's glideins, named in glidein.sub
+LARGEST_JOB_LOG = 10_000_000  # maximum size of a job log in bytes; a larger one is renamed, and replaces an earlier one
 
 
 def drained(site: SiteFile) -> set[str]:
@@ -162,7 +164,8 @@ def _key(folder: Path, purpose: str) -> str:
 def delete_old_files(entry: Path, used: Collection[Path], before: float, running: Collection[str], most: int) -> None:
     """Delete old outputs of glideins from an entry's subfolders.
 
-    Delete a whole subfolder if it is not in use, and if the subfolder and all its outputs are old.
+    Delete a whole subfolder if it is not in use, and if the subfolder and all its outputs are old. Rename a job log of
+    more than LARGEST_JOB_LOG bytes, so that HTCondor begins a new one.
 
     Args:
         entry: the folder of the entry.
@@ -189,3 +192,6 @@ def delete_old_files(entry: Path, used: Collection[Path], before: float, running
             continue
         for path in old:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
+        log = folder / JOB_LOG
+        if log.exists() and log.stat().st_size > LARGEST_JOB_LOG:
+            log.replace(log.with_name(f"{JOB_LOG}.old"))
