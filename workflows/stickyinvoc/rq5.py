@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 from math import ceil
 
@@ -31,7 +32,7 @@ TRACES: dict[str, Trace] = {
 SECONDS = {"low": 95.0, "medium": 150.0, "high": 190.0}
 RECORD_SECONDS = 0.2
 LOAD_SECONDS = 1.0
-INTERVAL = 10.0  # length of the intervals in which progress is measured, in seconds
+INTERVALS = (10.0, 30.0)  # lengths of the intervals in which progress is measured, in seconds
 TAIL = 0.05  # share of records that is ignored: lanes have no work left when the last records are done
 GOAL = 0.99
 
@@ -63,10 +64,8 @@ def main() -> None:
         " loaded model by then. The fitted line goes through the origin, and a lane counts by the speed of its class."
         " Both series only grow, so any such fit is good: 'time squared' is the R² of a curve that knows nothing of"
         " lanes.",
-        f"The last two columns are a harder test: the records done within {INTERVAL:g} s against the seconds of lanes"
-        " in the same interval. `seen` counts records when the driver has seen them, with all delays of its view."
-        " `served` spreads the records of each job evenly over the time for which it ran; records of lost jobs are"
-        " missing.",
+        "The last two columns are a harder test: the records done within an interval against the seconds of lanes in"
+        " the same interval. A record counts when the driver sees its result.",
         f"The last {TAIL:.0%} of the records, when lanes run out of work, are ignored.",
         "A node is lost, without a warning, when its pool ranks another job higher than a glidein. The traces give the"
         " available nodes. A glidein needs some seconds until its model is loaded; no R² includes this time.",
@@ -154,37 +153,26 @@ def time_squared(run: Run) -> float:
     return explained(at**2, done)
 
 
-def as_seen(run: Run) -> float:
-    """Return in_intervals, with each record counted in the interval in which the driver saw its result."""
-    at, done = before_the_tail(run)
-    return in_intervals(run, lambda ends: np.interp(ends, at, done))
+def within(seconds: float, run: Run) -> float:
+    """Return R² of two series: the records done within each interval, and the seconds of warm lanes within it.
 
-
-def as_served(run: Run) -> float:
-    """Return in_intervals, with the records of each job spread evenly over the time in which the job ran."""
-    ran = [(Interval(task.started, task.ended), task.records) for task in run.tasks if task.ended > task.started]
-    return in_intervals(
-        run,
-        lambda ends: np.array([sum(n * seconds_before(each, at) / each.seconds for each, n in ran) for at in ends]),
-    )
-
-
-def in_intervals(run: Run, done: Callable[[np.ndarray], np.ndarray]) -> float:
-    """Return R² of two series: the records done in each interval, and the seconds of warm lanes in this interval.
+    A record counts in the interval in which the driver saw its result.
 
     Args:
-        done: a function from an array of moments to the numbers of records that are done until these moments.
+        seconds: length of the intervals.
     """
-    last = before_the_tail(run)[0][-1]
-    ends = np.linspace(0.0, last, max(3, round(last / INTERVAL)) + 1)
-    return explained(np.diff(lane_seconds(run, ends)), np.diff(done(ends)))
+    at, done = before_the_tail(run)
+    ends = np.linspace(0.0, at[-1], max(3, round(at[-1] / seconds)) + 1)
+    return explained(np.diff(lane_seconds(run, ends)), np.diff(np.interp(ends, at, done)))
 
 
 FITS: dict[str, Callable[[Run], float]] = {
-    "R²": cumulative, "R², time squared": time_squared, f"R² in {INTERVAL:g} s, seen": as_seen,
-    f"R² in {INTERVAL:g} s, served": as_served,
+    "R²": cumulative, "R², time squared": time_squared,
+    **{f"R² within {seconds:g} s": partial(within, seconds) for seconds in INTERVALS},
 }  # fmt: skip
-COMPARED = {"records done": cumulative, f"records done within {INTERVAL:g} s": as_served}
+COMPARED = {
+    "records done": cumulative, f"records done within {INTERVALS[0]:g} s": partial(within, INTERVALS[0]),
+}  # fmt: skip
 
 
 def r_squared(runs: Sequence[Run], fit: Callable[[Run], float]) -> Measurement:
