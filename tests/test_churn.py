@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
 
 import pytest
+
+from tests.conftest import eventually
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "workflows" / "soak"
 
@@ -83,3 +86,16 @@ def test_three_minutes_of_faults_lose_nothing(tmp_path):
     found = json.loads((tmp_path / "soak.json").read_text())
     assert done.returncode == 0 and found["data"]["problems"] == [], done.stderr
     assert found["data"]["sweeps"]["records"] > 0 and found["data"]["calls"] > 100
+
+
+@pytest.mark.pool
+@pytest.mark.soak
+def test_interrupted_soak_leaves_nothing_mounted(tmp_path):
+    """A sweep that still ran kept its disk from being unmounted."""
+    command = [sys.executable, SCRIPTS / "run.py", "--minutes", "3", "--out", tmp_path / "out"]
+    (tmp_path / "own").mkdir()
+    with subprocess.Popen(command, env={**os.environ, "TMPDIR": str(tmp_path / "own")}) as soak:
+        eventually(lambda: list(tmp_path.glob("own/glide-soak-*/sweeps/*/out/*")), "a sweep runs", 120)
+        soak.terminate()
+    assert str(tmp_path) not in Path("/proc/mounts").read_text()
+    assert list((tmp_path / "own").iterdir()) == []

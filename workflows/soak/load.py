@@ -46,8 +46,19 @@ class SweepLoop(threading.Thread):
         self.records = records
         self.environment = environment
         self.ended = threading.Event()
+        self.stopped = threading.Event()
+        self.process: subprocess.Popen[str] | None = None
         self.counts: Counter[str] = Counter()
         self.problems: list[str] = []
+
+    def stop(self) -> None:
+        """End the loop now, and the sweep that runs."""
+        self.ended.set()
+        self.stopped.set()
+        while self.is_alive():
+            if self.process:
+                self.process.kill()
+            self.join(0.5)
 
     def run(self) -> None:
         number = 0
@@ -72,15 +83,16 @@ class SweepLoop(threading.Thread):
         command = [sys.executable, "-m", "glide", "sweep", "run", str(folder / "sweep.yaml")]
         output = ""
         for _ in range(MOST_TRIES):
-            done = subprocess.run(
-                command, env=self.environment, capture_output=True, encoding="utf-8", errors="replace",
-                preexec_fn=ending_with_us(),
+            self.process = subprocess.Popen(
+                command, env=self.environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, encoding="utf-8",
+                errors="replace", preexec_fn=ending_with_us(),
             )  # fmt: skip
-            output = done.stderr
-            if done.returncode == 0:
+            _, output = self.process.communicate()
+            if self.process.returncode == 0:
                 return self._check(folder)
             self.counts["continued runs"] += 1
-            time.sleep(RETRY_SECONDS)
+            if self.stopped.wait(RETRY_SECONDS):
+                return
         self.problems.append(f"{folder.name}: {output.strip().splitlines()[-1:]}")
 
     def _check(self, folder: Path) -> None:

@@ -121,6 +121,8 @@ class Soak:
                 "serve, for HTCondor": _child(server.process.pid, "glide.live.worker"),
             }  # fmt: skip
             self._work(folder, server)
+            for loop in self.sweeps:
+                stack.callback(loop.stop)  # if the soak is interrupted, no sweep may use the disk when it is unmounted
             faults = Faults(pool, site, disk, clock)
             sampling = threading.Event()
             thread = threading.Thread(target=self._sample, args=(pool, folder, pids, sampling))
