@@ -107,7 +107,8 @@ def main() -> None:
             method, arguments = pickle.load(sys.stdin.buffer)
             try:
                 subject = build() if subject is None else subject
-                answer = getattr(subject, method)(*arguments)
+                # Python keeps thousands of names that it has looked up, so each time this must be the same object.
+                answer = getattr(subject, sys.intern(method))(*arguments)
             except CondorError as error:
                 subject, answer = None, error
             except (GlideError, OSError) as error:
