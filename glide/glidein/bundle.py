@@ -7,6 +7,7 @@ import io
 import py_compile
 import tempfile
 import zipfile
+from functools import cache
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent.parent
@@ -26,8 +27,12 @@ def start_files() -> dict[str, bytes]:
     return {"glide.zip": bundle(), "start.sh": (PACKAGE / "glidein" / "start.sh").read_bytes()}
 
 
+@cache
 def bundle() -> bytes:
-    """Return glide's code for nodes as a zip file. The same code always gives the same bytes."""
+    """Return glide's code for nodes as a zip file. The same code always gives the same bytes.
+
+    To pack takes a quarter of a second and some megabytes of memory, so a program does it once.
+    """
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as bundle:
         for part in (PACKAGE / name for name in NODE_CODE):
