@@ -89,8 +89,8 @@ def model(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def source(model: Path) -> Iterator[Origin]:
-    with origin(model, rate=20e6) as server:
+def source(model: Path, request) -> Iterator[Origin]:
+    with origin(model, rate=getattr(request, "param", 20e6)) as server:
         yield server
 
 
@@ -102,6 +102,8 @@ def nodes(tmp_path: Path, model: Path, source: Origin) -> Iterator[Nodes]:
         server.stop()
 
 
+# Until the nodes know of each other, all read the source. So it is slow enough to send little in this time.
+@pytest.mark.parametrize("source", [5e6], indirect=True)
 def test_source_sends_six_nodes_at_most_two_copies(nodes, model, source):
     nodes.start(6)
     nodes.warm()
