@@ -37,7 +37,7 @@ FIRST = 15  # minutes (of MINUTE seconds) before the first loss
 # In the paper, 20 GPUs compute 51.7 inferences per second, and loading takes 32 s on average in StickyI/O.
 # So on a fast node an inference takes 0.29 s and a load takes 24 s. One record here stands for five inferences.
 RECORD_SECONDS = 5 * 0.29 * MINUTE / 60
-START_SECONDS = 1.4  # what the real start of an engine process and of a job takes here, which is a part of a load
+START_SECONDS = 0.6  # what the real start of an engine process and of a job takes here, which is a part of a load
 LOAD_SECONDS = 24 * MINUTE / 60 - START_SECONDS  # the other part of a load on a fast node, in the scaled time
 TASK = 200  # number of records in a StickyI/O task (1000 inferences, the paper's best size)
 RECORDS = 16_000  # number of records; the last node is lost before all of them are done
