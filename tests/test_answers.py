@@ -154,6 +154,7 @@ def test_invalid_attributes_of_lane_ad_are_ignored():
 def test_each_field_of_an_ad_has_one_attribute_and_a_valid_default(kind):
     names = attributes(kind)
     assert len(names) == len(set(names)) == len(fields(kind))
+    assert attributes(kind) is names  # Python would keep the memory of each cycle's new tuple
     for each in fields(kind):
         if each.default is not MISSING and each.default not in (None, float("inf"), 0, ""):
             assert each.metadata["check"](each.default), each.name
