@@ -22,7 +22,7 @@ PAPER_LOADING = 139 / 38.7 - 1
 
 
 def main() -> None:
-    chosen = options(__doc__, 27).parse_args()
+    chosen = options(__doc__, 30).parse_args()
     experiment = Experiment(
         "rq1", "Execution time of claim verification (Figure 7)", (__doc__ or "").strip(),
         ("system", "seconds", "speed-up over create-destroy", "s per task, fast node", "s per task, slow node", "jobs"),
