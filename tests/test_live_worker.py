@@ -7,7 +7,6 @@ import gc
 import sys
 from pathlib import Path
 
-from glide.glidein.bundle import bundle
 from glide.live.worker import CondorWorker
 
 
@@ -37,8 +36,3 @@ def test_questions_need_no_memory_that_stays(monkeypatch):
         assert asyncio.run(growth()) < 50
     finally:
         worker.stop()
-
-
-def test_code_for_nodes_is_packed_once():
-    """A factory submits glideins for years, and the buffers of each packing made its memory larger."""
-    assert bundle() is bundle()
