@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from statistics import median
 
 from matplotlib.figure import Figure
 from systems import COLOURS, CREATE_DESTROY, FAST, LANES, SLOW, STICKY_INVOC, STICKY_IO, Run, options
-from verification import RATE, SIZES, TINY, runs
+from verification import NOTE, RATE, SIZES, TINY, by_system, runs
 
 from glide.report.experiment import Comparison, Experiment, Measurement, number
 from glide.report.sweep.figures import WIDTH, style
@@ -31,9 +32,8 @@ def main() -> None:
     task = min(TASK, max(1, records // 4))
     sizes = SIZES if chosen.scale >= 0.1 else TINY
     found = list(runs(records, task, LANES, chosen.repeat, sizes))
-    by_system = {each.system: [rounds[at] for rounds in found] for at, each in enumerate(found[0])}
-    seconds = {system: [each.seconds for each in same] for system, same in by_system.items()}
-    for system, same in by_system.items():
+    seconds = seconds_of(found)
+    for system, same in by_system(found).items():
         experiment.rows.append((
             system, Measurement(tuple(seconds[system]), "s"), ratio(seconds, CREATE_DESTROY, system),
             *(Measurement(tuple(each.task_seconds(node) for each in same), "s") for node in (FAST, SLOW)),
@@ -44,7 +44,7 @@ def main() -> None:
     like_paper = records // task * like_paper_task
     others = list(runs(like_paper, like_paper_task, LANES, chosen.repeat, sizes))
     loading_like_paper = Measurement(tuple(loading_over_inference(rounds[0]) for rounds in others), "×")
-    times_like_paper = {system: [rounds[at].seconds for rounds in others] for at, system in enumerate(by_system)}
+    times_like_paper = seconds_of(others)
     middle = {system: number(median(times)) for system, times in times_like_paper.items()}
     experiment.compared = [
         Comparison(
@@ -68,7 +68,7 @@ def main() -> None:
                    loading),
     ]  # fmt: skip
     experiment.notes += [
-        "The model is a Llama with random weights, 81 M parameters in float32.",
+        NOTE,
         f"In the table a task has {task} records; in the paper it has 100. With 100, a run would have few tasks, and"
         " StickyInvoc's one load of each node would be a large part of its time. So the tasks are short, which favours"
         f" StickyInvoc: in a create-destroy task, loading takes {loading.median:.2g} times as long as inference; in the"
@@ -93,6 +93,11 @@ def main() -> None:
     }  # fmt: skip
     with style():
         experiment.write(chosen.out, figure(seconds))
+
+
+def seconds_of(rounds: Sequence[Sequence[Run]]) -> dict[str, list[float]]:
+    """Return for each system the time of its run in each round."""
+    return {system: [each.seconds for each in same] for system, same in by_system(rounds).items()}
 
 
 def ratio(seconds: dict[str, list[float]], system: str, over: str = STICKY_INVOC) -> Measurement:

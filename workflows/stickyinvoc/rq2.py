@@ -8,7 +8,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 from systems import COLOURS, CREATE_DESTROY, FAST, KEEP, SLOW, STICKY_INVOC, Run, options
-from verification import SIZES, TINY, runs
+from verification import NOTE, SIZES, TINY, by_system, runs
 
 from glide.report.experiment import Comparison, Experiment, Measurement, number
 from glide.report.sweep.figures import BLUE, GREY, INK, WIDTH, style
@@ -28,23 +28,23 @@ def main() -> None:
     task = min(TASK, max(1, records // 4))
     sizes = SIZES if chosen.scale >= 0.1 else TINY
     found = list(runs(records, task, dict.fromkeys(KEEP, 1), chosen.repeat, sizes))
-    by_system = {each.system: [rounds[at] for rounds in found] for at, each in enumerate(found[0])}
-    for system, same in by_system.items():
+    measured = by_system(found)
+    for system, same in measured.items():
         for node in (FAST, SLOW):
             experiment.rows.append((system, node, *row(same, node)))
-    shares = {system: [loading_share(each) for each in same] for system, same in by_system.items()}
+    shares = {system: [loading_share(each) for each in same] for system, same in measured.items()}
     experiment.compared = [
         Comparison(
             "loading's share of a create-destroy task (the paper's from its seconds)", PAPER_SHARE, "%",
             percent(shares, CREATE_DESTROY),
         ),
     ]  # fmt: skip
-    longest, others = zip(*(longest_and_others(by_system[STICKY_INVOC], node) for node in (FAST, SLOW)), strict=True)
+    longest, others = zip(*(longest_and_others(measured[STICKY_INVOC], node) for node in (FAST, SLOW)), strict=True)
     deviations = [
-        f"{number(pstdev(longest_and_others(same, FAST)[1]))} s ({system})" for system, same in by_system.items()
+        f"{number(pstdev(longest_and_others(same, FAST)[1]))} s ({system})" for system, same in measured.items()
     ]
     experiment.notes += [
-        "The model is a Llama with random weights, 81 M parameters in float32.",
+        NOTE,
         "Nearly all of StickyInvoc's loading is in one task on each node, which includes the fetch of the files and the"
         f" only load. It takes {number(longest[0])} s on the fast node and {number(longest[1])} s on the slow one. In"
         f" the other tasks, which take {number(mean(others[0]))} and {number(mean(others[1]))} s on average, loading is"
@@ -59,11 +59,11 @@ def main() -> None:
         " lanes, glide's default, one task starts or ends while another computes (RQ1).",
     ]
     experiment.data = {
-        "tasks": {system: {node: times(same, node) for node in (FAST, SLOW)} for system, same in by_system.items()},
+        "tasks": {system: {node: times(same, node) for node in (FAST, SLOW)} for system, same in measured.items()},
         "records_per_task": task, "runs": [each.document() for rounds in found for each in rounds],
     }  # fmt: skip
     with style():
-        experiment.write(chosen.out, figure(by_system))
+        experiment.write(chosen.out, figure(measured))
 
 
 def times(runs: Sequence[Run], node: str) -> list[float]:
@@ -100,19 +100,19 @@ def percent(shares: dict[str, list[float]], system: str) -> Measurement:
     return Measurement(tuple(100 * share for share in shares[system]), "%")
 
 
-def figure(by_system: dict[str, list[Run]]) -> Figure:
+def figure(measured: dict[str, list[Run]]) -> Figure:
     """Draw histograms of task times on the fast node, and below them the parts of task times on each class of nodes."""
     drawn = Figure(figsize=(WIDTH, 4.4))
     above, below = drawn.subplots(2, 1)
-    longest = max(value for same in by_system.values() for value in [*times(same, FAST), 1.0])
+    longest = max(value for same in measured.values() for value in [*times(same, FAST), 1.0])
     edges = [number - 0.5 for number in range(int(longest) + 3)]
-    for system, same in by_system.items():
+    for system, same in measured.items():
         above.hist(
             times(same, FAST), edges, color=COLOURS[system], alpha=0.75, edgecolor=INK, linewidth=0.4, label=system
         )
     above.set(xlabel="time of a task on the fast node (s)", ylabel="tasks")
     above.legend()
-    bars = [(f"{system}\n{node}", same, node) for node in (FAST, SLOW) for system, same in by_system.items()]
+    bars = [(f"{system}\n{node}", same, node) for node in (FAST, SLOW) for system, same in measured.items()]
     loading = [mean(run.loading_seconds(node) for run in same) for _, same, node in bars]
     whole = [mean(run.task_seconds(node) for run in same) for _, same, node in bars]
     below.bar(range(len(bars)), loading, 0.6, color=GREY, hatch="////", edgecolor=INK, linewidth=0.5, label="loading")

@@ -70,19 +70,15 @@ def main() -> None:
             )),
         ))  # fmt: skip
     pairs = list(zip(runs[STICKY_INVOC], runs[STICKY_IO], strict=True))
-    ended = over([(ended_tasks(one), ended_tasks(other)) for one, other in pairs])
+    ended = [(ended_tasks(one), ended_tasks(other)) for one, other in pairs]
     streamed = [(one.done, other.done) for one, other in pairs]
-    ahead = [
-        Measurement(tuple(100 * share_ahead(one, other) for one, other in series), "%")
-        for series in ([(ended_tasks(one), ended_tasks(other)) for one, other in pairs], streamed)
-    ]
     experiment.compared = [
-        Comparison("completed inferences in finished tasks, StickyInvoc over StickyI/O", 62.9 / 46, "×", ended,
+        Comparison("completed inferences in finished tasks, StickyInvoc over StickyI/O", 62.9 / 46, "×", over(ended),
                    better="more"),
         Comparison("the same, with streamed results", 62.9 / 46, "×", over(streamed)),
-        Comparison("moments after the first finished task at which StickyInvoc is ahead", None, "%", ahead[0],
+        Comparison("moments after the first finished task at which StickyInvoc is ahead", None, "%", ahead(ended),
                    better="more", goal=100.0),
-        Comparison("the same, with streamed results", None, "%", ahead[1]),
+        Comparison("the same, with streamed results", None, "%", ahead(streamed)),
     ]  # fmt: skip
     experiment.notes += [
         "StickyI/O runs on glide here, whose jobs stream their results. So the finished records of a lost node are"
@@ -102,7 +98,7 @@ def main() -> None:
     ]
     experiment.data = {
         "runs": [each.document() for pair in pairs for each in pair],
-        "in_ended_tasks": [ended_tasks(each) for pair in pairs for each in pair],
+        "in_ended_tasks": [series for pair in ended for series in pair],
         "known": {"record_s": RECORD_SECONDS, "load_s": LOAD_SECONDS, "slow_pace": 2.0, "minute_s": MINUTE},
     }
     with style():
@@ -124,11 +120,12 @@ def lose_all(system: str, nodes: int, first: float, scale: float) -> Run:
     model = noop(RECORD_SECONDS, LOAD_SECONDS)
     with cluster(nodes, system) as (bench, others):
         start_glideins(bench, system, model, nodes)
-        began: list[float] = []
+        began = 0.0
 
         def watch(progress: Progress) -> None:
-            began.extend([] if began else [time.monotonic()])
-            minute = (time.monotonic() - began[0]) / MINUTE
+            nonlocal began
+            began = began or time.monotonic()
+            minute = (time.monotonic() - began) / MINUTE
             occupied = sum(len(jobs) for jobs in others.jobs.values())
             if occupied < nodes and minute >= first + occupied:
                 others.occupy(order[occupied])
@@ -157,6 +154,11 @@ def at(series: Series, moment: float) -> float:
 def over(pairs: Sequence[tuple[Series, Series]]) -> Measurement:
     """Return for each pair of series the last value of the first series, divided by the last value of the second."""
     return Measurement(tuple(one[-1][1] / max(1.0, other[-1][1]) for one, other in pairs), "×")
+
+
+def ahead(pairs: Sequence[tuple[Series, Series]]) -> Measurement:
+    """Return for each pair of series the share of moments, in percent, at which the first series is higher."""
+    return Measurement(tuple(100 * share_ahead(one, other) for one, other in pairs), "%")
 
 
 def half_time(done: Series) -> float:

@@ -27,6 +27,7 @@ OPTIONS = {"dtype": "float32", "device": "cpu", "batch": 1, "batching": "static"
 RATE = 40e6
 SIZES = {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 8, "num_attention_heads": 12}
 TINY = {**SIZES, "num_hidden_layers": 1, "vocab_size": 2000}  # sizes of a tiny model, to try the commands
+NOTE = "The model is a Llama with random weights, 81 M parameters in float32."  # with SIZES
 OWN_CACHE = {"folder": "$_CONDOR_SCRATCH_DIR/cache"}  # a cache for each node, although all nodes are on one machine
 
 
@@ -36,7 +37,6 @@ def runs(
     lanes: Mapping[str, int],
     repeat: int,
     sizes: Mapping[str, int] = SIZES,
-    systems: Sequence[str] = tuple(KEEP),
 ) -> Iterator[list[Run]]:
     """Verify the claims with each system, each time with new glideins. Yield for each round the runs of all systems.
 
@@ -46,7 +46,6 @@ def runs(
         lanes: for each system, the number of lanes of a glidein.
         repeat: number of rounds.
         sizes: sizes of the model, as keys and values of transformers' LlamaConfig.
-        systems: the systems to run.
     """
     with TemporaryDirectory(prefix="stickyinvoc-") as name:
         folder = Path(name)
@@ -57,7 +56,7 @@ def runs(
         nodes = entries(folder, 1, OLD_PROCESSOR, cache=OWN_CACHE, request={"memory": 3000, "disk": 2000})
         for turn in range(repeat):
             found = []
-            for system in systems:
+            for system in KEEP:
                 report_progress(f"round {turn + 1} of {repeat}: {system}, {records} claims, {task} per task")
                 with origin(files, RATE) as source, rig(cores=2, entries=nodes, lanes=lanes[system]) as bench:
                     model = {"name": "verifier", "engine": "transformers", "path": source.url, "options": OPTIONS}
@@ -65,6 +64,11 @@ def runs(
                     changes: dict[str, Any] = {"texts": claims, "generate": GENERATE, "glideins": 2}
                     found.append(run(bench, system, model, records, lanes=lanes[system], pack=task, **changes))
             yield found
+
+
+def by_system(rounds: Sequence[Sequence[Run]]) -> dict[str, list[Run]]:
+    """Return the runs of each system, one from each round."""
+    return {each.system: [runs[at] for runs in rounds] for at, each in enumerate(rounds[0])}
 
 
 def texts(count: int) -> list[str]:
