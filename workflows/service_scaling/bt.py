@@ -173,7 +173,8 @@ def account(experiment: Experiment, starts: Sequence[Start], load: float) -> Non
         "All services share this machine's cores and one access point; in the paper each had a GPU. A launch includes"
         " matching by the negotiator, and the start of condor_master, condor_startd and the server.",
         "Launch begins when the jobs are first seen in the queue, and publish ends when the service is first seen in"
-        " the collector. Both are queried twenty times per second.",
+        " the collector. Both are queried twenty times per second. A startd collects changes for a second before it"
+        " sends its ads. So a publish takes about a second, or less if another change came shortly before.",
     ]
 
 

@@ -112,9 +112,11 @@ def follow(trace: Trace, seconds: float) -> Run:
         others.set_occupied(occupied(trace[0][1], most))
         others.wait_until_running()
         steps = list(trace[1:])
-        began = time.monotonic()
+        began = 0.0
 
         def watch(progress: Progress) -> None:
+            nonlocal began
+            began = began or time.monotonic()
             while steps and time.monotonic() - began >= steps[0][0]:
                 others.set_occupied(occupied(steps.pop(0)[1], most))
 

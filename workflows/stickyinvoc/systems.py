@@ -157,7 +157,8 @@ class Run:
     def document(self) -> dict[str, Any]:
         """Return a JSON document: the data that a simulation of this run needs, and the results that it should give.
 
-        Times are in seconds since the sweep began.
+        Times are in seconds since the sweep began. `fetch_s` is the average of the glideins' first fetches. `load_s` is
+        a load from local files; for create-destroy, it includes the fetch of the files in each task.
         """
         found = glideins(self.history)
         nodes = [
@@ -173,10 +174,9 @@ class Run:
             own = [each for each in found if node_class(each.id) == node and each.warm is not None]
             fetch = mean([each.seconds(State.FETCHING) for each in own] or [0.0])
             start = mean([each.warm or 0.0 for each in own] or [0.0])
-            load = self.loading_seconds(node) - (fetch if self.system == CREATE_DESTROY else 0.0)
+            load = start - fetch if self.system == STICKY_INVOC else self.loading_seconds(node)
             classes[node] = {
-                "record_s": round(self.record_seconds(node), 5), "fetch_s": round(fetch, 3),
-                "load_s": round(start - fetch if self.system == STICKY_INVOC else max(0.0, load), 3),
+                "record_s": round(self.record_seconds(node), 5), "fetch_s": round(fetch, 3), "load_s": round(load, 3),
             }  # fmt: skip
         return {
             "system": self.system, "keep": KEEP[self.system], "lanes": self.lanes, **self.sizes,
