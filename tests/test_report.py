@@ -204,6 +204,7 @@ class Events:
             self.kinds.setdefault(job, set()).add(kind)
             if kind == "EXECUTE":
                 self.executed.setdefault(job, []).append(event.timestamp)
+                self.ended.pop(job, None)  # a job that has started again: only its last start counts
             elif kind in ("JOB_TERMINATED", *LOST):
                 self.ended.setdefault(job, []).append(event.timestamp)
         self.submitted = {job for job, kinds in self.kinds.items() if "SUBMIT" in kinds}
