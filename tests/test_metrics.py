@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import re
 import subprocess
 import time
+import tracemalloc
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -238,6 +240,25 @@ def test_counters_never_decrease_when_glideins_end():
         MetricKey(EVICTED, "here"): 1,
         MetricKey(ENDED, "here", ENDS[0]): 1,
     }
+
+
+def test_ended_glideins_need_little_memory():
+    """A factory remembers each ended glidein for a day. On a busy one, that is thousands."""
+    ended = replace(GLIDEIN, status=JobStatus.COMPLETED, served=8000, state=State.WARM)
+    count, template = 1000, "0123456789abcdef" * 4
+
+    def look(number: int) -> Snapshot:
+        return Snapshot((), (), ended=(replace(ended, cluster=number, template=template),), now=float(number))
+
+    totals = Totals()
+    totals.add(look(0))
+    tracemalloc.start()
+    for number in range(1, count):
+        totals.add(look(number))
+    gc.collect()
+    used, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert totals.total(ENDED) == count and used / count < 700, used / count
 
 
 def test_no_record_counts_twice_when_model_name_changes():

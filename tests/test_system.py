@@ -1,7 +1,8 @@
-"""Processes that end with the process that started them, and folders that change while they are read."""
+"""Processes that end with the process that started them, what they keep, and folders that change while being read."""
 
 from __future__ import annotations
 
+import re
 import shutil
 import signal
 import subprocess
@@ -23,6 +24,30 @@ def test_files_are_listed_although_folders_vanish_meanwhile(tmp_path):
     for name in {"a", "b", "c"} - set(first.parts):
         shutil.rmtree(tmp_path / name)
     assert [first, *found] == [first] and first.name == "file"
+
+
+# Makes tuples that Python keeps after they are freed: of length 20 as names of arguments, and of length 7.
+KEPT_TUPLES = """
+import sys
+from glide import system
+
+system.COLLECT_SECONDS = float(sys.argv[1])
+garbage = system.GarbageCollection()
+for number in range(1000):
+    (lambda **names: None)(**{f"name{each}": each for each in range(20)})
+    tuple(each for each in range(7))
+garbage.run_if_due()
+sys._debugmallocstats()
+"""
+
+
+def test_memory_of_freed_tuples_is_given_back_when_a_collection_is_due():
+    def kept(seconds: float) -> int:
+        command = [sys.executable, "-c", KEPT_TUPLES, str(seconds)]
+        told = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+        return sum(map(int, re.findall(r"(\d+) free (?:7|20)-sized PyTupleObjects", told)))
+
+    assert kept(0) < 20 and (kept(60) > 900 or sys.version_info[:2] > (3, 11))
 
 
 # The factory is killed as soon as the seed's process exists, so before the seed runs any of its own code.

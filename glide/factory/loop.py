@@ -28,6 +28,7 @@ from glide.factory.usage import Usage
 from glide.factory.watchdog import notify, time_limit
 from glide.files.share import address_towards
 from glide.protocol.names import printable
+from glide.system import GarbageCollection
 
 EVENT_SECONDS = 0.2  # seconds between two reads of the access point's event log
 DRAIN_SECONDS = 20.0  # maximum time that a stopping factory waits until its glideins have left the queue, in seconds
@@ -86,9 +87,11 @@ class Factory:
                 (site_folder(site) / "file").write_text(str(path.absolute()), "utf-8")
                 log(f"factory {site.site}: entries {', '.join(entry.name for entry in site.entries)}")
             notify("READY=1")
+            garbage = GarbageCollection()
             while not self.stop:
                 with time_limit():
                     self._cycle()
+                garbage.run_if_due()
                 if once:
                     return
                 self._wait()

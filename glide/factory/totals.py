@@ -29,6 +29,7 @@ class MetricKey(NamedTuple):
 
 
 SERVED, ERRORS, EVICTED, ENDED = "served", "errors", "evicted", "ended"
+PLACES = {EVICTED: 0, ENDED: 1, SERVED: 0, ERRORS: 1}  # an outer job reports the first two, a model server the others
 ENDS = (State.WARM, State.FAILED, "never warm")  # possible last states of a glidein that has ended
 
 
@@ -47,18 +48,19 @@ class Totals:
 
     def __init__(self) -> None:
         self.counts: Counter[MetricKey] = Counter()
-        # For each kind and reporter, this dict has the largest reported count and the Unix time of the last report.
-        self._maxima: dict[tuple[str, str], tuple[float, float]] = {}
+        # For each reporter: the largest reported count of each of its two kinds (see PLACES), and the Unix time of the
+        # last report. Ended glideins stay here for a long time, so an entry must be small.
+        self._maxima: dict[str, list[float]] = {}
         self._models: dict[str, str] = {}
 
     def add(self, snapshot: Snapshot) -> None:
         """Add the increase of each count since the last snapshot."""
         self._models = snapshot.models | self._models  # a template keeps the model name that was reported first
         for key, reporter, value in self._reported(snapshot):
-            before, _ = self._maxima.get((key.kind, reporter), (0.0, 0.0))
-            self.counts[key] += max(0, int(value - before))
-            self._maxima[key.kind, reporter] = max(before, value), snapshot.now
-        self._maxima = {key: each for key, each in self._maxima.items() if snapshot.now - each[1] < FORGET_SECONDS}
+            maxima, place = self._maxima.setdefault(reporter, [0, 0, 0]), PLACES[key.kind]
+            self.counts[key] += max(0, int(value - maxima[place]))
+            maxima[place], maxima[-1] = max(maxima[place], value), snapshot.now
+        self._maxima = {name: each for name, each in self._maxima.items() if snapshot.now - each[-1] < FORGET_SECONDS}
 
     def total(self, kind: str) -> int:
         """Return the sum of all counters of a kind."""

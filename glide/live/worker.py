@@ -18,7 +18,7 @@ from contextlib import suppress
 from typing import IO, Any
 
 from glide.errors import CondorError, GlideError, describe_bug
-from glide.system import end_with_parent, ending_with_us
+from glide.system import GarbageCollection, end_with_parent, ending_with_us
 
 ANSWER_SECONDS = 90.0  # a question that takes longer has failed; a submission alone may take a minute
 
@@ -102,6 +102,7 @@ def main() -> None:
     os.dup2(2, 1)  # what the bindings print must not get between the answers
     build = pickle.load(sys.stdin.buffer)
     subject: Any = None
+    garbage = GarbageCollection()
     with suppress(EOFError, OSError):
         while True:
             method, arguments = pickle.load(sys.stdin.buffer)
@@ -116,6 +117,7 @@ def main() -> None:
             except Exception as error:
                 answer = CondorError(describe_bug(error))
             _write(answers, answer)
+            garbage.run_if_due()
 
 
 if __name__ == "__main__":

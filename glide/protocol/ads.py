@@ -249,7 +249,7 @@ def _schema(kind: type) -> tuple[tuple[str, str, Check, bool], ...]:
     )
 
 
-@cache  # Python keeps the memory of 2000 tuples of each length that were made from generators
+@cache
 def attributes(kind: type) -> tuple[str, ...]:
     """Return the names of the attributes that a kind of ad has."""
     return tuple(attribute for _, attribute, _, _ in _schema(kind))
