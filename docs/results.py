@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from glide.report.experiment import Measurement, number, table
 
 FOLDER = Path(__file__).with_name("results")
+EARLIER = FOLDER / "earlier"  # files NAME-COMMIT.json, from earlier runs of the same commands
 PAGE = Path(__file__).with_name("results.md")
 # In the order in which the papers ask; what is not here comes after.
 ORDER = (
@@ -40,17 +42,35 @@ HEAD = """# Results
 `make docs` writes this page from the JSON of the experiments. The command of each experiment is below its title.
 Compare ratios, not seconds: our machines are small and shared. A number with brackets is the median of its runs, with
 the lowest and the highest value; one without comes from a single run. A goal is the paper's number or a number that we
-chose. A number that misses its goal is in **bold**; a number without a goal never is. With `--out docs/results`, a
-command writes its numbers where `make docs` reads them. `python` is the checkout's, `.venv/bin/python`.
+chose. A number that misses its goal is in **bold**; a number without a goal never is. The first table also has the
+numbers of earlier runs of the same commands, in part on other machines; each experiment names them at its end. All else
+is from the last run. With `--out docs/results`, a command writes its numbers where `make docs` reads them. `python` is
+the checkout's, `.venv/bin/python`.
 """
 
 
 def page() -> str:
     """The whole text."""
-    told = [json.loads(file.read_text("utf-8")) for file in FOLDER.glob("*.json")]
+    told = [_read(file) for file in FOLDER.glob("*.json")]
     places = {name: place for place, name in enumerate(ORDER)}
     told.sort(key=lambda each: (places.get(each["name"], len(ORDER)), each["name"]))
     return "\n".join([HEAD, *_compared(told), *map(_section, told)])
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """Return an experiment. Its comparisons also have the numbers of earlier runs that measured the same thing."""
+    earlier = [json.loads(each.read_text("utf-8")) for each in sorted(EARLIER.glob(f"{file.stem}-*.json"))]
+    last = json.loads(file.read_text("utf-8"))
+    for row in last["compared"]:
+        row["here"] = row["here"] and [*_numbers(earlier, row["what"]), *row["here"]]
+    return {**last, "earlier": earlier}
+
+
+def _numbers(runs: Iterable[dict[str, Any]], what: str) -> Iterator[float]:
+    for run in runs:
+        for row in run["compared"]:
+            if row["what"] == what:
+                yield from row["here"]
 
 
 def _compared(told: list[dict[str, Any]]) -> list[str]:
@@ -90,8 +110,6 @@ def _here(row: dict[str, Any]) -> tuple[str, str]:
 
 
 def _section(each: dict[str, Any]) -> str:
-    machine, versions = each["machine"], each["versions"]
-    gpus = f", {len(machine['gpus'])} × {machine['gpus'][0]}" if machine["gpus"] else ", no GPU"
     lines = [
         f"## {each['name']}\n",
         f"**{each['title']}.** {each['question']}\n",
@@ -100,10 +118,20 @@ def _section(each: dict[str, Any]) -> str:
         f"![{each['title']}](results/{each['name']}.png)\n",
         *(f"- {note}" for note in each["notes"]),
         "",
-        f"{each['date']}, commit {each['commit']}, {each['seconds']:,} s. {machine['cpu']}, {machine['cores']} cores,"
-        f" {machine['memory_gb']} GB{gpus}; {', '.join(' '.join(package) for package in versions.items())}.\n",
+        f"{_run(each)}; {', '.join(' '.join(package) for package in each['versions'].items())}.\n",
     ]
+    if each["earlier"]:
+        lines.append(f"In the first table also: {'; '.join(map(_run, each['earlier']))}.\n")
     return "\n".join(lines)
+
+
+def _run(each: dict[str, Any]) -> str:
+    machine = each["machine"]
+    gpus = f"{len(machine['gpus'])} × {machine['gpus'][0]}" if machine["gpus"] else "no GPU"
+    return (
+        f"{each['date']}, commit {each['commit']}, {each['seconds']:,} s on {machine['cpu']}, {machine['cores']} cores,"
+        f" {machine['memory_gb']} GB, {gpus}"
+    )
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -114,6 +115,33 @@ def test_results_page_needs_a_sentence_for_each_missed_goal(monkeypatch):
     monkeypatch.setattr(results, "REASONS", (("rq9", "speed", "The nodes are slow."),))
     page = results._compared(told)
     assert page[-2] == "- [rq9](#rq9): The nodes are slow." and "**1.50×**" in page[1] and "**2.50×**" not in page[1]
+
+
+def test_first_table_also_has_the_numbers_of_earlier_runs(tmp_path: Path, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "docs"))
+    import results
+
+    run = json.loads((results.FOLDER / "rq2.json").read_text())
+    row = {"what": "speed-up", "paper": None, "unit": "×", "simulated": None, "better": "more", "goal": 2.0}
+    (tmp_path / "earlier").mkdir()
+    for commit, file, speed in (("a1", "earlier/rq9-a1", 1.0), ("b2", "earlier/rq9-b2", 1.5), ("c3", "rq9", 2.5)):
+        compared = [{**row, "here": [speed]}, {**row, "what": f"number of {commit}", "here": [3.0]}]
+        document = {
+            **run,
+            "name": "rq9",
+            "commit": commit,
+            "columns": ["x"],
+            "rows": [[f"row of {commit}"]],
+            "compared": compared,
+        }
+        (tmp_path / f"{file}.json").write_text(json.dumps(document))
+    monkeypatch.setattr(results, "FOLDER", tmp_path)
+    monkeypatch.setattr(results, "EARLIER", tmp_path / "earlier")
+    monkeypatch.setattr(results, "REASONS", (("rq9", "speed-up", "The nodes are slow."),))
+    page = results.page()
+    assert "**1.50× (1.00–2.50)**" in page and "number of c3" in page and "row of c3" in page
+    assert not re.search("(number|row) of (a1|b2)", page)
+    assert re.search("In the first table also: .*commit a1, .*; .*commit b2, ", page)
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
