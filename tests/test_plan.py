@@ -89,6 +89,14 @@ def test_templates_share_limit_of_entry():
     assert brief(actions) == [("submit", "T", 3), ("submit", "U", 1)]
 
 
+@pytest.mark.parametrize("of_u, gets", [(0, "U"), (1, "U"), (2, "T")])
+def test_free_place_goes_to_template_with_fewest_glideins(of_u, gets):
+    there = tuple(glidein(proc, "U" if proc < of_u else "T") for proc in range(3))
+    lanes = tuple(lane(each, claimed=True) for each in there)
+    first, *_ = brief(plan(Snapshot(there, lanes, (demand("T", 9), demand("U", 9))), site()))
+    assert first == ("submit", gets, 1)
+
+
 def test_new_glideins_fill_entries_in_site_file_order():
     both = site({"name": "here", "max_glideins": 2}, {"name": "there", "max_glideins": 5})
     actions = plan(Snapshot((glidein(1, "U"),), (), (demand(wanted=4), demand("U", 1))), both)

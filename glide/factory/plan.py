@@ -5,14 +5,15 @@ the actions. If a bug raises an exception, only one template or one entry is aff
 1. Do nothing if the collector or the queue of the overlay pool is unavailable. If only the queue of an entry is
    unavailable, do nothing on this entry.
 2. Expunge the machine ads of glideins whose outer job no longer runs.
-3. For each template in demand, retarget idle glideins. Then submit new glideins within all limits. Use the best entry
-   first.
+3. For each template in demand, retarget idle glideins. Then submit new glideins within all limits. The template with
+   the fewest glideins comes first, and the best entry first.
 4. On entries that keep some glideins ready, submit blank glideins. A blank glidein has no template.
 5. Remove useless glideins. Also remove idle glideins, to make room for glideins with other templates.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -74,7 +75,7 @@ def plan(snapshot: Snapshot, site: SiteFile, drained: Collection[str] = ()) -> l
     unmet_demands: list[UnmetDemand] = []
     retargeted: set[str] = set()  # GlideIds of the idle glideins that this plan retargets
     owners = {owner for entry in site.entries for owner in headroom.owners(entry, snapshot)}
-    for template in dict.fromkeys(demand.template for demand in snapshot.demands):
+    for template in _fewest_glideins_first(snapshot):
         try:
             missing = missing_glideins(template, snapshot, owners)
             if missing > 0:
@@ -95,6 +96,16 @@ def plan(snapshot: Snapshot, site: SiteFile, drained: Collection[str] = ()) -> l
         for unmet in waiting:
             unmet.missing, freed = max(0, unmet.missing - freed), max(0, freed - unmet.missing)
     return actions
+
+
+def _fewest_glideins_first(snapshot: Snapshot) -> list[str]:
+    """Return the templates in demand. Those with equally many glideins keep their order.
+
+    If all entries are full, places become free one by one. In any other order, a template with many jobs could get each
+    of these places, and another template none.
+    """
+    counts = Counter(template for glidein in snapshot.glideins for template in snapshot.templates_of(glidein))
+    return sorted(dict.fromkeys(demand.template for demand in snapshot.demands), key=lambda each: counts[each])
 
 
 def _isolated(entry: str, decide: Callable[[], list[Action]]) -> list[Action]:
