@@ -25,14 +25,14 @@ REASONS = (
      " Without the last two, the ratios would be 3.7 and 1.9. A node runs only 20 tasks here, and 75 in the paper, so"
      " its single load counts more."),
     ("rq4", "completed inferences in finished tasks",
-     "Of what the nodes can compute, StickyI/O loses 8% to loading, and 11% to tasks that were not finished when their"
-     " node was lost; that makes 1.23. In finished tasks it does 57,000 inferences here and 46,000 in the paper, and"
-     " StickyInvoc 70,000 and 62,900. The paper's GPUs arrived at other times, which are not known"
+     "Of what the nodes can compute, StickyI/O loses 8% to loading, and 11 to 13% to tasks that were not finished when"
+     " their node was lost; that makes 1.23 to 1.25. In finished tasks it does 56,000 inferences here and 46,000 in the"
+     " paper, and StickyInvoc 70,000 and 62,900. The paper's GPUs arrived at other times, which are not known"
      " ([simulation](#simulation))."),
     ("rq5", "R² of records done within",
-     "The driver sees a result one to three seconds after it was computed. So a count is late when lanes come or go:"
-     " with 1.5 s subtracted, R² is 0.997 at low availability. At medium availability, the delay also varies. Within"
-     " the few intervals of about 30 s, R² is 0.999."),
+     "The driver sees new results only every one to four seconds, and one to three seconds after they were computed. So"
+     " a count within 10 s is uneven, most of all with many lanes that come and go. Within intervals of about 30 s, R²"
+     " is 0.997 to 0.999."),
     ("bt", "mean launch with",
      "All services start on the two cores of one machine, and their jobs at one access point; in the paper each service"
      " had a GPU of its own."),
