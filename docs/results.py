@@ -62,15 +62,15 @@ def _read(file: Path) -> dict[str, Any]:
     earlier = [json.loads(each.read_text("utf-8")) for each in sorted(EARLIER.glob(f"{file.stem}-*.json"))]
     last = json.loads(file.read_text("utf-8"))
     for row in last["compared"]:
-        row["here"] = row["here"] and [*_numbers(earlier, row["what"]), *row["here"]]
+        row["here"] = row["here"] and [*_numbers(earlier, row), *row["here"]]
     return {**last, "earlier": earlier}
 
 
-def _numbers(runs: Iterable[dict[str, Any]], what: str) -> Iterator[float]:
+def _numbers(runs: Iterable[dict[str, Any]], row: dict[str, Any]) -> Iterator[float]:
     for run in runs:
-        for row in run["compared"]:
-            if row["what"] == what:
-                yield from row["here"]
+        for each in run["compared"]:
+            if (each["what"], each["unit"]) == (row["what"], row["unit"]):
+                yield from each["here"]
 
 
 def _compared(told: list[dict[str, Any]]) -> list[str]:

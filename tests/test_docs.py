@@ -126,6 +126,7 @@ def test_first_table_also_has_the_numbers_of_earlier_runs(tmp_path: Path, monkey
     (tmp_path / "earlier").mkdir()
     for commit, file, speed in (("a1", "earlier/rq9-a1", 1.0), ("b2", "earlier/rq9-b2", 1.5), ("c3", "rq9", 2.5)):
         compared = [{**row, "here": [speed]}, {**row, "what": f"number of {commit}", "here": [3.0]}]
+        compared.append({**row, "unit": "%", "goal": 0.0, "here": [100.0]})
         document = {
             **run,
             "name": "rq9",
