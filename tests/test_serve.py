@@ -301,7 +301,7 @@ def test_other_certificate_is_refused_by_the_node(serving):
 
 
 def test_many_calls_of_a_user_do_not_delay_another(serving):
-    running = serving(offered(record_seconds=0.05, parallel=4))
+    running = serving(offered(record_seconds=0.2, parallel=4))  # 200 calls take longer than sending them
     began, waited = time.monotonic(), []
 
     def call(number: int) -> str:
