@@ -28,6 +28,16 @@ def test_repeated_measurement_is_shown_with_range():
     assert str(Measurement((3.0,), "s")) == "3.00 s"
 
 
+@pytest.mark.parametrize(("here", "better", "goal", "met"), [
+    ((1.0, 2.0, 9.0), "more", None, True), ((1.0, 1.9, 9.0), "more", None, False), ((1.9,), "more", 1.5, True),
+    ((1.0, 2.0, 9.0), "less", None, True), ((1.0, 2.1, 3.0), "less", None, False), ((9.0,), "", None, True),
+    ((), "more", None, True),
+])  # fmt: skip
+def test_goal_is_met_if_the_median_is_on_its_better_side(here, better, goal, met):
+    compared = Comparison("speed-up", 2.0, "×", Measurement(here, "×") if here else None, better=better, goal=goal)
+    assert compared.met == met
+
+
 def test_experiment_writes_json_data_markdown_table_and_figure(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [str(tmp_path / "try.py"), "--out", str(tmp_path), "--repeat", "2"])
     monkeypatch.chdir(tmp_path)

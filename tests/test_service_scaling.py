@@ -123,18 +123,38 @@ def test_services_hide_latency_if_remote_ones_gain_more_at_each_number(workflow)
     workflow("service_scaling")
     rt, scaling = importlib.import_module("rt"), importlib.import_module("scaling")
 
-    def claim(remote: float, local: float) -> str:
-        rates = {("remote", 1): 100.0, ("remote", 2): remote, ("local", 1): 200.0, ("local", 2): local}
+    def claim(*local: float) -> Any:
+        rates = {("remote", 1): 100.0, ("remote", 2): 150.0, ("local", 1): 200.0}
         found = {
-            (scale, where, clients, count): [scaling.Run(scale, where, clients, count, 1, *[0.1] * 6, rate)]
+            (scale, where, clients, count): [
+                scaling.Run(scale, where, clients, count, 1, *[0.1] * 6, rates.get((where, count), rate))
+                for rate in local
+            ]
             for where in scaling.WHERE
             for scale, clients, count in (("weak", 1, 1), ("strong", 2, 1), ("strong", 2, 2))
-            for rate in [rates.get((where, count), 1.0)]
         }
-        return str(list(rt.compare(found, [1, 2]))[-1])
+        return list(rt.compare(found, [1, 2]))[-1]
 
-    assert "is true: for 2 clients, 2 remote services answer at 1.50 times" in claim(150.0, 220.0)
-    assert "is not true" in claim(150.0, 400.0)
+    assert "is true: for 2 clients, 2 remote services answer at 1.50 times" in str(claim(240.0))
+    assert "is not true" in str(claim(400.0))
+    several = claim(240.0, 600.0, 400.0)
+    assert several.number.here.runs == (1.25, 0.5, 0.75) and "is not true" in str(several)
+
+
+def test_statement_on_inference_time_is_decided_by_the_worst_number_of_clients(workflow):
+    workflow("service_scaling")
+    it, scaling = importlib.import_module("it"), importlib.import_module("scaling")
+
+    def ratio(inference: float) -> Any:
+        found = {
+            (scale, where, clients, count): [scaling.Run(scale, where, clients, count, 1, 0, 0, 1, 0.1, 0.2, took, 1)]
+            for where in scaling.WHERE
+            for scale, clients, count, took in (("weak", 1, 1, 0.7), ("weak", 2, 2, inference), ("strong", 2, 1, 0.7))
+        }
+        return next(it.compare(found, [1, 2])).number
+
+    assert ratio(0.5).here.median == pytest.approx(2.5) and ratio(0.5).met
+    assert ratio(0.3).here.median == pytest.approx(1.5) and not ratio(0.3).met
 
 
 @pytest.mark.pool

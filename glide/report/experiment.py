@@ -79,6 +79,14 @@ class Comparison:
     better: str = ""
     goal: float | None = None
 
+    @property
+    def met(self) -> bool:
+        """Whether the median of `here` meets the goal. Without a goal or a measurement, nothing is missed."""
+        goal = self.paper if self.goal is None else self.goal
+        if self.here is None or goal is None or not self.better:
+            return True
+        return self.here.median >= goal if self.better == "more" else self.here.median <= goal
+
 
 @dataclass
 class Experiment:

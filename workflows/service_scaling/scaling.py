@@ -19,7 +19,7 @@ from typing import Any
 from clients import Clients, InvocationJobs, LiveClients
 from endpoint import NAME as REMOTE
 from matplotlib.figure import Figure
-from services import LIVE, Claim, Endpoints, as_notes, endpoints, live_services, report_progress, services
+from services import LIVE, Claim, Endpoints, endpoints, live_services, record, report_progress, services
 
 from glide.bench.rig import Rig
 from glide.report.experiment import Experiment, Measurement, arguments, positive
@@ -121,7 +121,7 @@ def conduct(experiment: Experiment, work: Workload, asked: argparse.Namespace, c
     """Measure what the command line asks for, and write the results. The first notes are the paper's statements."""
     runs = list(measure(work, asked.counts, asked.requests, asked.repeat))
     found = account(experiment, runs)
-    experiment.notes[:0] = as_notes(list(compare(found, asked.counts)))
+    record(list(compare(found, asked.counts)), experiment)
     experiment.write(asked.out, figure(found))
 
 
@@ -275,6 +275,11 @@ def _milliseconds(runs: Sequence[Run], name: str) -> Measurement:
 def share(runs: Sequence[Run], part: str) -> float:
     """Return the share of a part in the response time: the median over these runs."""
     return median(getattr(run, part) / run.mean for run in runs)
+
+
+def over_others(runs: Sequence[Run], part: str) -> list[float]:
+    """Return for each run how many times as long as the longest other part a part takes."""
+    return [getattr(run, part) / max(getattr(run, other) for other in PARTS if other != part) for run in runs]
 
 
 def figure(found: Mapping[Setting, Sequence[Run]]) -> Figure:

@@ -27,6 +27,7 @@ from glide.bench.api_server import ApiServer
 from glide.bench.rig import Rig, rig
 from glide.errors import CondorError
 from glide.glidein.configuration import ANY_PROGRAM
+from glide.report.experiment import Comparison, Experiment
 from glide.system import ending_with_us
 from glide.template import Template
 
@@ -151,19 +152,20 @@ def claims(count: int) -> list[str]:
 
 @dataclass(frozen=True)
 class Claim:
-    """A statement of the paper, the result of this experiment, and whether the statement is true for this result."""
+    """A statement of the paper, the result of this experiment in words, and the number that decides if it is true."""
 
     theirs: str
     here: str
-    holds: bool
+    number: Comparison
 
     def __str__(self) -> str:
-        return f"The paper: {self.theirs}. Here this is {'true' if self.holds else 'not true'}: {self.here}."
+        return f"The paper: {self.theirs}. Here this is {'true' if self.number.met else 'not true'}: {self.here}."
 
 
-def as_notes(claims: Sequence[Claim]) -> list[str]:
-    """Return the claims as notes. Claims that are not true here come first."""
-    return [str(claim) for claim in sorted(claims, key=lambda claim: claim.holds)]
+def record(claims: Sequence[Claim], experiment: Experiment) -> None:
+    """Add the claims to an experiment, as its first notes. Claims that are not true here come first."""
+    experiment.compared += [claim.number for claim in claims]
+    experiment.notes[:0] = [str(claim) for claim in sorted(claims, key=lambda claim: claim.number.met)]
 
 
 def report_progress(text: str) -> None:
