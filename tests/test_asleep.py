@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from glide.factory.plan import _retarget_rank
 from glide.factory.snapshot import Lane
+from glide.factory.supply import retarget_rank
 from glide.template import Template
 from glide.vocabulary import Exit, Machine, State
 from tests.conftest import eventually
@@ -166,7 +166,7 @@ def test_model_of_another_owner_does_not_sleep(serve):
 def test_glidein_with_sleeping_model_is_chosen_first():
     def rank(**facts):
         lane = Lane("a", "entry", "other", "other", State.WARM, False, **facts)
-        return _retarget_rank(lane, "wanted", {"tree": 100})
+        return retarget_rank(lane, "wanted", {"tree": 100})
 
     awake_soon = rank(asleep=("wanted", "another"), retires=10.0)
     assert awake_soon < rank(cached=("tree",), retires=1000.0) < rank(retires=1000.0)

@@ -11,8 +11,9 @@ import pytest
 from glide.factory.actions import Submit
 from glide.factory.plan import drain, plan
 from glide.factory.snapshot import Snapshot, StickyJob
+from glide.template import FileSet, Template
 from glide.vocabulary import JobStatus, State
-from tests.snapshots import HELD, IDLE, IDS, REMOVED, RUNNING, brief, demand, glidein, ids, lane, site
+from tests.snapshots import HELD, IDLE, IDS, REMOVED, RUNNING, brief, demand, glidein, ids, lane, retargets, site
 
 # ---- when nothing is to be done ------------------------------------------------------------------
 
@@ -84,17 +85,38 @@ def test_submission_limit_per_cycle_applies_across_all_templates():
     assert sum(action.count for action in actions if action.action == "submit") <= 3
 
 
-def test_templates_share_limit_of_entry():
-    actions = plan(Snapshot(demands=(demand("T", 3), demand("U", 3))), site())
-    assert brief(actions) == [("submit", "T", 3), ("submit", "U", 1)]
-
-
-@pytest.mark.parametrize("of_u, gets", [(0, "U"), (1, "U"), (2, "T")])
-def test_free_place_goes_to_template_with_fewest_glideins(of_u, gets):
-    there = tuple(glidein(proc, "U" if proc < of_u else "T") for proc in range(3))
+@pytest.mark.parametrize("of_t, of_u, wanted, gets", [
+    (0, 0, (3, 3), [("T", 2), ("U", 2)]),
+    (0, 0, (9, 1), [("T", 3), ("U", 1)]),  # what U does not need is T's
+    (2, 0, (9, 9), [("U", 2)]),
+    (1, 0, (9, 9), [("T", 1), ("U", 2)]),
+    (3, 0, (9, 9), [("U", 1)]),
+    (2, 1, (9, 9), [("U", 1)]),
+    (1, 2, (9, 9), [("T", 1)]),
+])  # fmt: skip
+def test_free_places_go_to_template_with_fewest_glideins(of_t, of_u, wanted, gets):
+    there = tuple(glidein(proc, "T" if proc < of_t else "U") for proc in range(of_t + of_u))
     lanes = tuple(lane(each, claimed=True) for each in there)
-    first, *_ = brief(plan(Snapshot(there, lanes, (demand("T", 9), demand("U", 9))), site()))
-    assert first == ("submit", gets, 1)
+    actions = plan(Snapshot(there, lanes, (demand("T", wanted[0]), demand("U", wanted[1]))), site())
+    assert [(each.template, each.count) for each in actions if each.action == "submit"] == gets
+
+
+def test_templates_share_idle_glideins():
+    blank = tuple(glidein(proc, "") for proc in range(5))
+    lanes = tuple(lane(each, state=State.BLANK, name=each.job) for each in blank)
+    full = site({"name": "here", "max_glideins": 5})
+    actions = plan(Snapshot(blank, lanes, (demand("T", 9), demand("U", 9))), full)
+    assert [(each.template, each.slots) for each in retargets(actions)] == [
+        ("T", ("7.0", "7.2", "7.4")), ("U", ("7.1", "7.3")),
+    ]  # fmt: skip
+
+
+def test_template_without_room_leaves_its_share_to_others():
+    here = site({"name": "here", "max_glideins": 6, "breaker": {"failures": 1}})  # until U was warm, one may be tried
+    warm = glidein(1, state=State.WARM)
+    demands = demand("U", 9, spec=Template("model", "noop", environment=FileSet("/env"))), demand("T", 9)
+    actions = plan(Snapshot((warm,), (lane(warm, claimed=True),), demands), here)
+    assert brief(actions) == [("submit", "U", 1), ("submit", "T", 4)]
 
 
 def test_new_glideins_fill_entries_in_site_file_order():

@@ -41,6 +41,13 @@ def test_idle_glidein_is_removed_if_entry_is_full():
     assert ids(plan(snapshot, site({"name": "here", "max_glideins": 3})), "remove") == []
 
 
+def test_glidein_that_loads_a_wanted_model_is_not_removed_for_another():
+    there = glidein(1, "unwanted")
+    full = site({"name": "here", "max_glideins": 1})
+    actions = plan(Snapshot((there,), (lane(there, name="slot1"),), (demand("T", 1), demand("U", 1))), full)
+    assert brief(actions) == [("submit", "T", 1), ("wait", "U", 1)] and retargets(actions)
+
+
 def test_best_effort_run_unloads_and_removes_nothing():
     idle, blank = glidein(1, "U"), glidein(2, "")
     lanes = (lane(idle, name="warm"), lane(blank, state=State.BLANK, name="blank"))

@@ -5,51 +5,32 @@ the actions. If a bug raises an exception, only one template or one entry is aff
 1. Do nothing if the collector or the queue of the overlay pool is unavailable. If only the queue of an entry is
    unavailable, do nothing on this entry.
 2. Expunge the machine ads of glideins whose outer job no longer runs.
-3. For each template in demand, retarget idle glideins. Then submit new glideins within all limits. The template with
-   the fewest glideins comes first, and the best entry first.
+3. For the templates in demand, retarget idle glideins. Then submit new glideins within all limits. The templates share
+   both (glide.factory.supply), and the best entry comes first.
 4. On entries that keep some glideins ready, submit blank glideins. A blank glidein has no template.
 5. Remove useless glideins. Also remove idle glideins, to make room for glideins with other templates.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection
 from functools import partial
 
 from glide.config import Entry, SiteFile
 from glide.errors import describe_bug
 from glide.factory import headroom
-from glide.factory.actions import Action, Drain, Expunge, Remove, Retarget, Submit, Wait
-from glide.factory.demand import missing_glideins, work_seconds
+from glide.factory.actions import Action, Drain, Expunge, Remove, Submit, Wait
+from glide.factory.demand import missing_glideins
 from glide.factory.headroom import Headroom
-from glide.factory.health import (
-    bad_nodes,
-    mark_failing_glideins,
-    nodes_with_files,
-    nodes_without_success,
-    unsuitable_nodes,
-)
-from glide.factory.snapshot import Glidein, Lane, Snapshot
-from glide.factory.suitability import is_idle
-from glide.files import Tree
-from glide.files.peers import short_digest
+from glide.factory.health import mark_failing_glideins
+from glide.factory.snapshot import Glidein, Snapshot
+from glide.factory.supply import Ranked, Supply, share, supply_of
 from glide.protocol.names import outer_job
 from glide.vocabulary import JobStatus, State
 
 # Number of seconds after a glidein's start. During this time, the queue's answer may be older than the glidein's ads.
 START_GRACE_SECONDS = 20.0
 _RUNNING = (JobStatus.RUNNING, JobStatus.TRANSFERRING)
-_Ranked = list[tuple[Entry, Headroom]]  # all entries with their headroom, the most useful entry first
-
-
-@dataclass
-class UnmetDemand:
-    """How many glideins a template still needs, and which entries may get them as soon as existing glideins end."""
-
-    missing: int = 0
-    entries: frozenset[str] = frozenset()
 
 
 def plan(snapshot: Snapshot, site: SiteFile, drained: Collection[str] = ()) -> list[Action]:
@@ -72,48 +53,47 @@ def plan(snapshot: Snapshot, site: SiteFile, drained: Collection[str] = ()) -> l
     # If entries are equally useful, they keep the order of the site file.
     best_first = sorted(site.entries, key=lambda entry: -headroom.usefulness(entry, snapshot))
     ranked = [(entry, _entry_headroom(entry, snapshot, drained)) for entry in best_first]
-    unmet_demands: list[UnmetDemand] = []
-    retargeted: set[str] = set()  # GlideIds of the idle glideins that this plan retargets
-    owners = {owner for entry in site.entries for owner in headroom.owners(entry, snapshot)}
-    for template in _fewest_glideins_first(snapshot):
-        try:
-            missing = missing_glideins(template, snapshot, owners)
-            if missing > 0:
-                supply, unmet = _meet_demand(template, missing, snapshot, site, site_headroom, ranked, retargeted)
-                actions += supply
-                unmet_demands.append(unmet)
-        except Exception as error:  # a bug that a template triggers must affect only this template
-            actions.append(Wait(best_first[0].name, template, 0, describe_bug(error)))
+    supplies, waits = _supplies(snapshot, site, ranked)
+    actions += waits
+    retargeted = share(supplies, site_headroom)
+    for supply in supplies:
+        decide = partial(supply.actions, site_headroom, snapshot)
+        actions += _isolated(best_first[0].name, decide, supply.template)
     for entry, entry_headroom in ranked:
         actions += _isolated(entry.name, partial(_keep_ready, entry, snapshot, entry_headroom, site_headroom))
     for entry in available:
-        waiting = [unmet for unmet in unmet_demands if entry.name in unmet.entries]
-        missing = sum(unmet.missing for unmet in waiting)
-        removals = _isolated(entry.name, partial(_remove_useless, entry, snapshot, missing))[: entry.removals_per_cycle]
+        waiting = [supply for supply in supplies if supply.waits_for(entry.name, site_headroom)]
+        missing = sum(supply.missing for supply in waiting)
+        removals = _isolated(entry.name, partial(_remove_useless, entry, snapshot, missing, retargeted))
+        removals = removals[: entry.removals_per_cycle]
         actions += removals
         freed = sum(isinstance(action, Remove) for action in removals)
         # Each removal makes room for one missing glidein. So fewer removals are necessary on the next entries.
-        for unmet in waiting:
-            unmet.missing, freed = max(0, unmet.missing - freed), max(0, freed - unmet.missing)
+        for supply in waiting:
+            supply.missing, freed = max(0, supply.missing - freed), max(0, freed - supply.missing)
     return actions
 
 
-def _fewest_glideins_first(snapshot: Snapshot) -> list[str]:
-    """Return the templates in demand. Those with equally many glideins keep their order.
+def _supplies(snapshot: Snapshot, site: SiteFile, ranked: Ranked) -> tuple[list[Supply], list[Wait]]:
+    """Return what each template may get that needs more glideins, and a Wait for each that can get none."""
+    owners = {owner for entry in site.entries for owner in headroom.owners(entry, snapshot)}
+    found: list[Supply | Wait] = []
+    for template in dict.fromkeys(demand.template for demand in snapshot.demands):
+        try:
+            missing = missing_glideins(template, snapshot, owners)
+            if missing > 0:
+                found.append(supply_of(template, missing, snapshot, site, ranked))
+        except Exception as error:  # a bug that a template triggers must affect only this template
+            found.append(Wait(ranked[0][0].name, template, 0, describe_bug(error)))
+    return [each for each in found if isinstance(each, Supply)], [each for each in found if isinstance(each, Wait)]
 
-    If all entries are full, places become free one by one. In any other order, a template with many jobs could get each
-    of these places, and another template none.
-    """
-    counts = Counter(template for glidein in snapshot.glideins for template in snapshot.templates_of(glidein))
-    return sorted(dict.fromkeys(demand.template for demand in snapshot.demands), key=lambda each: counts[each])
 
-
-def _isolated(entry: str, decide: Callable[[], list[Action]]) -> list[Action]:
-    """Call `decide`, and return its actions for an entry. If `decide` raises an exception, return a Wait instead."""
+def _isolated(entry: str, decide: Callable[[], list[Action]], template: str = "") -> list[Action]:
+    """Call `decide`, and return its actions. If `decide` raises an exception, return a Wait instead."""
     try:
         return decide()
     except Exception as error:
-        return [Wait(entry, "", 0, describe_bug(error))]
+        return [Wait(entry, template, 0, describe_bug(error))]
 
 
 def _entry_headroom(entry: Entry, snapshot: Snapshot, drained: Collection[str]) -> Headroom:
@@ -133,108 +113,6 @@ def drain(snapshot: Snapshot, site: SiteFile, reason: str, entries: Collection[s
     return actions
 
 
-def _meet_demand(
-    template: str, missing: int, snapshot: Snapshot, site: SiteFile, site_headroom: Headroom, ranked: _Ranked,
-    retargeted: set[str],
-) -> tuple[list[Action], UnmetDemand]:  # fmt: skip
-    """Return the actions for a template that needs more glideins, and the demand that remains unmet.
-
-    The actions retarget idle glideins and submit new ones, entry by entry. If neither is possible, the only action is a
-    Wait with the reasons.
-    """
-    first = ranked[0][0].name
-    demands = [demand for demand in snapshot.demands if demand.template == template]
-    users = {demand.user for demand in demands}
-    if not any(users & set(headroom.owners(entry, snapshot)) for entry, _ in ranked):
-        return [Wait(first, template, missing, f"no entry serves {', '.join(sorted(users))}")], UnmetDemand()
-    if not any(demand.spec for demand in demands):
-        reason = "no glidein can be started: its jobs do not describe the template (GlideTemplateSpec)"
-        return [Wait(first, template, missing, reason)], UnmetDemand()
-    described = snapshot.description(template)
-    has_files = bool(described and described.files)
-    limits = []
-    full_entries = set()
-    why = f"{sum(demand.jobs for demand in demands)} jobs of {demands[0].model} want {missing} more glideins"
-    work = work_seconds(template, snapshot)
-    why += f" for {work:.0f} s of work" if 0 < work < float("inf") else ""
-    actions = _retarget_idle(template, missing, why, snapshot, ranked, retargeted)  # a retarget is faster than a start
-    missing -= sum(action.count for action in actions)
-    for entry, entry_headroom in ranked if missing else ():
-        template_headroom = headroom.of_template(entry, template, snapshot, site.max_glideins)
-        count = min(missing, entry_headroom.left, site_headroom.left, template_headroom.left)
-        if count > 0:
-            groups = snapshot.glideins_of(entry.name)
-            avoid = tuple(sorted({*bad_nodes(*groups), *unsuitable_nodes(template, *groups)}))
-            prefer = nodes_with_files(template, *groups) if has_files else ()
-            last_resort = tuple(node for node in nodes_without_success(template, *groups) if node not in avoid)
-            reason = why + (f"; not on {', '.join(avoid)}, where glideins fail" if avoid else "")
-            reason += f"; rather not on {', '.join(last_resort)}, where it did not load" if last_resort else ""
-            reason += f"; {template_headroom.risk}" if count > template_headroom.usual else ""
-            actions.append(Submit(entry.name, template, count, reason, avoid, prefer, last_resort))
-            entry_headroom.left -= count
-            site_headroom.left -= count
-            missing -= count
-        else:
-            tightest = min((template_headroom, entry_headroom, site_headroom), key=lambda each: each.left)
-            limits.append(f"{entry.name}: {tightest.limit}")
-            if tightest.full:
-                full_entries.add(entry.name)
-    if missing > 0 and not actions:
-        reason = "no entry has room: " + "; ".join(limits)
-        best_effort = all(demand.best_effort for demand in demands)
-        unmet = UnmetDemand() if best_effort else UnmetDemand(missing, frozenset(full_entries))
-        return [Wait(first, template, missing, reason, full=bool(full_entries))], unmet
-    return actions, UnmetDemand()
-
-
-def _retarget_idle(
-    template: str, missing: int, why: str, snapshot: Snapshot, ranked: _Ranked, retargeted: set[str]
-) -> list[Action]:
-    """Return the actions that make idle glideins load a template.
-
-    Do not use a glidein if jobs want a template that it has. If all demand for the new template is best effort, use
-    only blank glideins, so that no glidein unloads its model.
-
-    Args:
-        retargeted: GlideIds of all glideins that are retargeted in this cycle. The function adds further GlideIds.
-    """
-    if any(each.template == template and each.hold_reason for each in snapshot.retargets):
-        return []  # a sticky job has failed: submit new glideins, whose logs show why the template fails
-    wanted = {demand.template for demand in snapshot.demands}
-    best_effort = all(demand.best_effort for demand in snapshot.demands if demand.template == template)
-    lanes = snapshot.lanes_of
-    described = snapshot.description(template)
-    trees = [Tree.of(file_set) for file_set in described.file_sets] if described else []
-    sizes = {short_digest(tree.digest): tree.size for tree in trees}
-    actions: list[Action] = []
-    for entry, _ in ranked:
-        if entry.name in snapshot.unavailable_entries:
-            continue
-        limit = min(missing, entry.submits_per_cycle, headroom.of_template(entry, template, snapshot).left)
-        running = [each for each in snapshot.glideins_of(entry.name)[0] if each.status == JobStatus.RUNNING]
-        unwanted = [each for each in running if not snapshot.templates_of(each) & wanted]
-        unwanted = [each for each in unwanted if not best_effort or snapshot.templates_of(each) == {""}]
-        free = [each for each in unwanted if each.glide_id not in retargeted]
-        idle = [each for each in free if is_idle(lanes.get(each.glide_id, []), snapshot.now, described)]
-        idle = sorted(idle, key=lambda each: _retarget_rank(lanes[each.glide_id][0], template, sizes))[: max(0, limit)]
-        if idle:
-            missing -= len(idle)
-            retargeted |= {each.glide_id for each in idle}
-            slots = tuple(lane.name for each in idle for lane in lanes[each.glide_id])
-            reason = f"{why}; idle glideins load it: {', '.join(each.glide_id for each in idle)}"
-            actions.append(Retarget(entry.name, template, len(idle), reason, slots))
-    return actions
-
-
-def _retarget_rank(lane: Lane, template: str, sizes: Mapping[str, int]) -> tuple[bool, int, float]:
-    """Return the sort key of a glidein that could load a template. `lane` is any lane of the glidein.
-
-    Glideins that can wake the template up come first. Next come those on hosts with more bytes of the template's files.
-    If hosts have equally many bytes, the glidein that retires later comes first.
-    """
-    return template not in lane.asleep, -sum(sizes.get(tree, 0) for tree in lane.cached), -lane.retires
-
-
 def _keep_ready(entry: Entry, snapshot: Snapshot, entry_headroom: Headroom, site_headroom: Headroom) -> list[Action]:
     """If fewer than `entry.ready` glideins of an entry are ready, return the action that submits blank ones."""
     wanted = {demand.template for demand in snapshot.demands}
@@ -248,7 +126,7 @@ def _keep_ready(entry: Entry, snapshot: Snapshot, entry_headroom: Headroom, site
     return [Submit(entry.name, "", count, f"it keeps {entry.ready} glideins ready, without a model or idle")]
 
 
-def _remove_useless(entry: Entry, snapshot: Snapshot, unmet: int) -> list[Action]:
+def _remove_useless(entry: Entry, snapshot: Snapshot, unmet: int, retargeted: Collection[str]) -> list[Action]:
     """Return the actions that remove useless glideins.
 
     Held glideins and failing glideins are useless. A queued glidein is useless if no job wants its template. An idle
@@ -257,6 +135,7 @@ def _remove_useless(entry: Entry, snapshot: Snapshot, unmet: int) -> list[Action
 
     Args:
         unmet: number of new glideins that the factory would submit to this entry if the entry had room.
+        retargeted: GlideIds of the idle glideins that this plan retargets.
     """
     wanted = {demand.template for demand in snapshot.demands} | ({""} if entry.ready else set())
     claimed = {lane.glide_id for lane in snapshot.lanes if lane.claimed}
@@ -273,7 +152,7 @@ def _remove_useless(entry: Entry, snapshot: Snapshot, unmet: int) -> list[Action
                 actions.append(_remove(glidein, f"held: {glidein.hold_reason}"))
         elif glidein.served and glidein.state == State.FAILED and glidein.glide_id not in claimed:
             actions.append(_remove(glidein, glidein.failure))
-        elif snapshot.templates_of(glidein) & wanted:
+        elif snapshot.templates_of(glidein) & wanted or glidein.glide_id in retargeted:
             continue
         elif glidein.status == JobStatus.IDLE:
             actions.append(_remove(glidein, "still queued, and no job wants its template any more"))
