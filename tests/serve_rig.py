@@ -166,6 +166,10 @@ def offered(
     return OfferedModel(name, template, glideins, idle_seconds, Path("/nowhere"), "", None)
 
 
+def metrics(running: Serving) -> str:
+    return running.client().with_options().get(f"http://127.0.0.1:{running.port}/metrics", cast_to=str)
+
+
 def ask(client: openai.OpenAI, text: str, model: str = "echo", **options: Any) -> str:
     """The answer to a chat with one message."""
     answer = client.chat.completions.create(model=model, messages=[{"role": "user", "content": text}], **options)
