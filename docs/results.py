@@ -46,10 +46,10 @@ REASONS = (
      "Client and server are on the same machine here, so a request only passes a socket or some files, which takes less"
      " time than the server's own work; between the paper's nodes it takes 0.06 ms."),
     ("it", "inference over",
-     "Sixteen engines, the clients and `glide serve` share two cores, so a request waits in `glide serve` about as long"
-     " as its inference takes."),
+     "Sixteen engines, the clients and `glide serve` share two cores, so a request waits in `glide serve` as long as"
+     " its inference takes, or longer."),
     ("it", "what a remote service",
-     "An inference takes only 8 to 10 ms, as this model has 0.8 M parameters and the paper's 8 B, and the network's"
+     "An inference takes only 4 to 8 ms, as this model has 0.8 M parameters and the paper's 8 B, and the network's"
      " latency alone adds 0.94 ms."),
 )  # fmt: skip
 HEAD = """# Results
