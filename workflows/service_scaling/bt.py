@@ -161,11 +161,12 @@ def account(experiment: Experiment, starts: Sequence[Start], load: float) -> Non
         " has not been warm yet, and the others when one of these is warm.",
         f"The noop engine loads for {load:g} s, which stand for the load of a large model. The transformers engine has"
         " the model of workflows/promptverify; most of its init is the import of torch and transformers.",
-        "All services share this machine's cores and one access point; in the paper each had a GPU. A launch includes"
-        " matching by the negotiator, and the start of condor_master, condor_startd and the server.",
-        "Launch begins when the jobs are first seen in the queue, and publish ends when the service is first seen in"
-        " the collector. Both are queried twenty times per second. A startd collects changes for a second before it"
-        " sends its ads. So a publish takes about a second, or less if another change came shortly before.",
+        "All services share this machine's cores and one access point. A launch includes matching by the negotiator,"
+        " and the start of condor_master, condor_startd and the server.",
+        "Launch begins when the jobs are first seen in the queue, and ends with the server's first line of output. Init"
+        " ends, and publish begins, when the model is warm. Publish ends when the service is first seen in the"
+        " collector. Queue and collector are queried twenty times per second. A startd collects changes for a second"
+        " before it sends its ads. So a publish takes about a second, or less if another change came shortly before.",
     ]
     claims: list[Claim] = []
     for engine in dict.fromkeys(start.engine for start in starts):
@@ -200,7 +201,8 @@ def compare(engine: str, mine: Mapping[int, Sequence[Sequence[Start]]]) -> list[
             "launch and publish are negligible against init",
             f"their share of the time is, by the number of services, {_each(besides)} ({engine})",
             Comparison(
-                f"share of launch and publish, largest of 1 to {most} services ({engine}; the paper: negligible)",
+                f"launch and publish together, share of the bootstrap time, largest of 1 to {most} services ({engine};"
+                " the paper: negligible)",
                 None, "%", _most(besides), better="less", goal=100 * NEGLIGIBLE,
             ),
         ),

@@ -25,7 +25,10 @@ WORK = Workload(claims, "transformers", MODEL, ONE_AT_A_TIME, OWN, GENERATE, BOD
 
 def main() -> None:
     asked = options(__doc__.splitlines()[0], "it", minutes=9, requests=64)
-    note = f"Each client makes {asked.requests} requests; in the paper 1,024, to a model of 8 B parameters."
+    note = (
+        f"Each client makes {asked.requests} requests, to a model of 0.8 M parameters, which generates"
+        f" {GENERATE['max_new_tokens']} tokens at most; in the paper 1,024, to a model of 8 B parameters."
+    )
     experiment = Experiment(
         "it", "Inference time of services", "How much of a request's time is inference?", notes=[note]
     )
@@ -43,8 +46,8 @@ def compare(found: Mapping[Setting, Sequence[Run]], counts: Sequence[int]) -> It
             f"it takes {', '.join(number(100 * each, '%') for each in weak)} of the response time with "
             f"{', '.join(map(str, counts))} clients and {where} services",
             Comparison(
-                f"inference over the longest other part, smallest of {counts[0]} to {counts[-1]} clients with a {where}"
-                " service each (the paper: inference takes the longest)",
+                f"inference over the longest other part of a request, smallest of {counts[0]} to {counts[-1]} clients"
+                f" with a {where} service each (the paper: inference takes the longest)",
                 None, "×", Measurement(tuple(least), "×"), better="more", goal=OUTWEIGHS,
             ),
         )  # fmt: skip
@@ -63,16 +66,16 @@ def compare(found: Mapping[Setting, Sequence[Run]], counts: Sequence[int]) -> It
     alone = {where: found["weak", where, counts[0], counts[0]] for where in WHERE}
     for where in WHERE[1:]:
         pairs = list(zip(alone[where], alone["local"], strict=True))
-        more = [run.mean - run.inference - (local.mean - local.inference) for run, local in pairs]
+        more = [run.mean - local.mean for run, local in pairs]
         shares = [100 * added / local.inference for added, (_, local) in zip(more, pairs, strict=True)]
         over = Measurement(tuple(shares), "%")
         yield Claim(
             "with long inference, it hardly matters where the service is",
-            f"for {counts[0]} client, all parts except inference take {number(1e3 * median(more), 'ms')} longer with a"
-            f" {where} service than with a local one, which is {number(over.median, '%')} of the inference",
+            f"for {counts[0]} client, a request takes {number(1e3 * median(more), 'ms')} longer with a {where} service"
+            f" than with a local one, which is {number(over.median, '%')} of the local inference",
             Comparison(
-                f"what a {where} service adds to the response time of a local one, over inference, {counts[0]} client"
-                " (the paper: it hardly matters where the service is)",
+                f"additional time of a request to a {where} service, over the inference of a local one, {counts[0]}"
+                " client (the paper: it hardly matters where the service is)",
                 None, "%", over, better="less", goal=10,
             ),
         )  # fmt: skip

@@ -35,8 +35,8 @@ def compare(found: Mapping[Setting, Sequence[Run]], counts: Sequence[int]) -> It
             f"with {counts[0]} client and {counts[0]} {where} service, "
             + ", ".join(f"{part} {number(100 * each, '%')}" for part, each in parts.items()),
             Comparison(
-                f"communication over the longest other part, {counts[0]} client and {counts[0]} {where} service (the"
-                " paper: communication is the largest part)",
+                f"communication over the longest other part of a request, {counts[0]} client and {counts[0]} {where}"
+                " service (the paper: communication is the largest part)",
                 None, "×", Measurement(tuple(over_others(alone, "communication")), "×"), better="more", goal=1,
             ),
         )  # fmt: skip
@@ -45,13 +45,13 @@ def compare(found: Mapping[Setting, Sequence[Run]], counts: Sequence[int]) -> It
     remote, local = _speed_ups(found, "remote", counts), _speed_ups(found, "local", counts)
     over = (remote / local).min(axis=0)
     yield Claim(
-        "several services at the same time hide the network's latency",
+        "several services at the same time reduce the effect of the network's latency",
         f"for {counts[-1]} clients, {', '.join(map(str, counts[1:]))} remote services answer at"
         f" {_medians(remote)} times the rate of {counts[0]}, and local services, which have no latency, at"
         f" {_medians(local)} times; all share the same cores",
         Comparison(
-            f"speed-up by {counts[1]} to {counts[-1]} remote services, over that by local ones, smallest (the paper:"
-            " several services hide the latency)",
+            f"requests/s of remote services over those of local ones, smallest of {counts[1]} to {counts[-1]} services,"
+            f" over the same with {counts[0]} (the paper: several services reduce the effect of latency)",
             None, "×", Measurement(tuple(over.tolist()), "×"), better="more", goal=1,
         ),
     )  # fmt: skip
