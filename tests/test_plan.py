@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 
+from glide.factory import supply
 from glide.factory.actions import Submit
 from glide.factory.plan import drain, plan
 from glide.factory.snapshot import Snapshot, StickyJob
@@ -117,6 +118,30 @@ def test_template_without_room_leaves_its_share_to_others():
     demands = demand("U", 9, spec=Template("model", "noop", environment=FileSet("/env"))), demand("T", 9)
     actions = plan(Snapshot((warm,), (lane(warm, claimed=True),), demands), here)
     assert brief(actions) == [("submit", "U", 1), ("submit", "T", 4)]
+
+
+def test_best_effort_demand_comes_after_other_demand():
+    modest = demand("T", 9, best_effort=True)
+    assert brief(plan(Snapshot((), (), (modest, demand("U", 3))), site())) == [("submit", "T", 1), ("submit", "U", 3)]
+
+
+@pytest.mark.parametrize("useless", [{"state": State.FAILED}, {"retires": 1.0}])
+def test_useless_glideins_do_not_count_for_a_share(useless):
+    of_t, of_u = [glidein(proc) for proc in range(3)], [glidein(10 + proc, "U") for proc in range(2)]
+    lanes = [lane(each, claimed=each in of_u, **(useless if each in of_t else {})) for each in (*of_t, *of_u)]
+    snapshot = Snapshot((*of_t, *of_u), tuple(lanes), (demand("T", 9), demand("U", 9)), now=2.0)
+    assert ("submit", "T", 1) in brief(plan(snapshot, site({"name": "here", "max_glideins": 6})))
+
+
+def test_bug_that_a_template_triggers_takes_no_place_from_another(monkeypatch):
+    def nodes(template: str, *groups: object) -> tuple[str, ...]:
+        if template == "U":
+            raise RuntimeError("a bug")
+        return ()
+
+    monkeypatch.setattr(supply, "nodes_without_success", nodes)
+    actions = plan(Snapshot((), (), (demand("U", 9), demand("T", 9))), site())
+    assert brief(actions) == [("wait", "U", 0), ("submit", "T", 4)] and "a bug" in actions[0].reason
 
 
 def test_new_glideins_fill_entries_in_site_file_order():

@@ -38,7 +38,7 @@ def test_idle_glidein_is_removed_if_entry_is_full():
     busy, idle = glidein(1, "U"), glidein(2, "U")
     snapshot = Snapshot((busy, idle), (lane(busy, claimed=True), lane(idle)), (demand(),), retargets=(IN_VAIN,))
     assert ids(plan(snapshot, site({"name": "here", "max_glideins": 2})), "remove") == ["7.2"]
-    assert ids(plan(snapshot, site({"name": "here", "max_glideins": 3})), "remove") == []
+    assert ids(plan(snapshot, site({"name": "here", "max_glideins": 4})), "remove") == []
 
 
 def test_glidein_that_loads_a_wanted_model_is_not_removed_for_another():
@@ -46,6 +46,27 @@ def test_glidein_that_loads_a_wanted_model_is_not_removed_for_another():
     full = site({"name": "here", "max_glideins": 1})
     actions = plan(Snapshot((there,), (lane(there, name="slot1"),), (demand("T", 1), demand("U", 1))), full)
     assert brief(actions) == [("submit", "T", 1), ("wait", "U", 1)] and retargets(actions)
+
+
+def test_failing_glidein_is_removed_and_loads_no_other_model():
+    failing, good = (
+        glidein(1, "X", state=State.WARM, served=40, errors=30),
+        glidein(2, "X", state=State.WARM, served=40),
+    )
+    lanes = tuple(lane(each, name=each.job) for each in (failing, good))
+    actions = plan(
+        Snapshot((failing, good), lanes, (demand("T", 1), demand("U", 1))), site({"name": "here", "max_glideins": 2})
+    )
+    assert ids(actions, "remove") == ["7.1"] and ids(retargets(actions), "submit") == ["7.2"]
+
+
+@pytest.mark.parametrize("of_u, loads, ends", [(0, 2, 2), (3, 0, 1)])
+def test_template_that_idle_glideins_cannot_load_gets_its_share_of_their_places(of_u, loads, ends):
+    busy, idle = [glidein(proc, "U") for proc in range(of_u)], [glidein(10 + proc, "X") for proc in range(4 - of_u)]
+    lanes = [lane(each, claimed=True) for each in busy] + [lane(each, name=each.job) for each in idle]
+    snapshot = Snapshot((*busy, *idle), tuple(lanes), (demand("U", 9), demand("T", 9)), retargets=(IN_VAIN,))
+    actions = plan(snapshot, site())
+    assert (len(ids(retargets(actions), "submit")), len(ids(actions, "remove"))) == (loads, ends)
 
 
 def test_best_effort_run_unloads_and_removes_nothing():

@@ -31,14 +31,23 @@ def missing_glideins(template: str, snapshot: Snapshot, owners: Collection[str])
     start, work = _start_seconds(template, snapshot), work_seconds(template, snapshot)
     if work < wanted * start:
         wanted = max(1, int(work / start))
+    return wanted - len(useful_glideins(template, snapshot))
+
+
+def useful_glideins(template: str, snapshot: Snapshot) -> set[str]:
+    """Return the GlideIds of the glideins that have a template, except those that have retired or could not load it.
+
+    A glidein that runs a job of the template counts in any case.
+    """
     retiring = {lane.glide_id for lane in snapshot.lanes if lane.retires <= snapshot.now}
     existing = {glidein.glide_id for glidein in snapshot.glideins if template in snapshot.templates_of(glidein)}
     # If an entry's queue is unavailable, find the entry's glideins by the ads of their lanes.
     unavailable = [lane for lane in snapshot.lanes if lane.entry in snapshot.unavailable_entries]
     existing |= {lane.glide_id for lane in unavailable if lane.template == template}
+    busy = {lane.glide_id for lane in snapshot.lanes if lane.template == template and lane.claimed}
     # A glidein that is about to load another template may still run a job of this one.
     existing |= busy & {glidein.glide_id for glidein in snapshot.glideins}
-    return wanted - len(existing - retiring - _failed_glideins(template, snapshot))
+    return existing - retiring - _failed_glideins(template, snapshot)
 
 
 def _failed_glideins(template: str, snapshot: Snapshot) -> set[str]:

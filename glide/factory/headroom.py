@@ -71,9 +71,7 @@ def of_entry(entry: Entry, snapshot: Snapshot, drained: Collection[str] = ()) ->
     idle = sum(glidein.status == JobStatus.IDLE for glidein in mine)
     headroom = Headroom(max(0, entry.max_glideins - len(mine)), f"its limit of {entry.max_glideins} glideins")
     headroom.limit_to(entry.max_idle - idle, f"its limit of {entry.max_idle} idle glideins", full=True)
-    headroom.limit_to(
-        entry.submits_per_cycle, f"its limit of {entry.submits_per_cycle} submissions per cycle", full=True
-    )
+    headroom.limit_to(entry.submits_per_cycle, f"its limit of {entry.submits_per_cycle} submissions per cycle")
     for downtime in entry.downtimes:
         if downtime.contains(snapshot.now):
             headroom.limit_to(0, f"down until {downtime.end:%Y-%m-%d %H:%M}: {downtime.reason}")

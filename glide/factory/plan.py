@@ -5,10 +5,10 @@ the actions. If a bug raises an exception, only one template or one entry is aff
 1. Do nothing if the collector or the queue of the overlay pool is unavailable. If only the queue of an entry is
    unavailable, do nothing on this entry.
 2. Expunge the machine ads of glideins whose outer job no longer runs.
-3. For the templates in demand, retarget idle glideins. Then submit new glideins within all limits. The templates share
-   both (glide.factory.supply), and the best entry comes first.
+3. Share idle glideins and places among the templates in demand (glide.factory.supply): retarget idle glideins, submit
+   new ones within all limits, or choose idle glideins to be removed. The best entry comes first.
 4. On entries that keep some glideins ready, submit blank glideins. A blank glidein has no template.
-5. Remove useless glideins. Also remove idle glideins, to make room for glideins with other templates.
+5. Remove useless glideins, and the idle glideins that were chosen in step 3.
 """
 
 from __future__ import annotations
@@ -20,13 +20,12 @@ from glide.config import Entry, SiteFile
 from glide.errors import describe_bug
 from glide.factory import headroom
 from glide.factory.actions import Action, Drain, Expunge, Remove, Submit, Wait
-from glide.factory.demand import missing_glideins
 from glide.factory.headroom import Headroom
 from glide.factory.health import mark_failing_glideins
 from glide.factory.snapshot import Glidein, Snapshot
-from glide.factory.supply import Ranked, Supply, share, supply_of
+from glide.factory.supply import Offer, Supply, share, supply_of
 from glide.protocol.names import outer_job
-from glide.vocabulary import JobStatus, State
+from glide.vocabulary import JobStatus
 
 # Number of seconds after a glidein's start. During this time, the queue's answer may be older than the glidein's ads.
 START_GRACE_SECONDS = 20.0
@@ -50,41 +49,49 @@ def plan(snapshot: Snapshot, site: SiteFile, drained: Collection[str] = ()) -> l
     ]  # fmt: skip
     actions += _expunge_stale_ads(snapshot, available)
     site_headroom = headroom.of_site(site, snapshot)
+    useless = {entry.name: _isolated(entry.name, partial(_useless, entry, snapshot)) for entry in available}
     # If entries are equally useful, they keep the order of the site file.
     best_first = sorted(site.entries, key=lambda entry: -headroom.usefulness(entry, snapshot))
-    ranked = [(entry, _entry_headroom(entry, snapshot, drained)) for entry in best_first]
-    supplies, waits = _supplies(snapshot, site, ranked)
+    offers = [_offer(entry, snapshot, drained, len(useless.get(entry.name, []))) for entry in best_first]
+    supplies, waits = _supplies(snapshot, site, offers)
+    share(supplies, site_headroom)
     actions += waits
-    retargeted = share(supplies, site_headroom)
     for supply in supplies:
-        decide = partial(supply.actions, site_headroom, snapshot)
-        actions += _isolated(best_first[0].name, decide, supply.template)
-    for entry, entry_headroom in ranked:
-        actions += _isolated(entry.name, partial(_keep_ready, entry, snapshot, entry_headroom, site_headroom))
-    for entry in available:
-        waiting = [supply for supply in supplies if supply.waits_for(entry.name, site_headroom)]
-        missing = sum(supply.missing for supply in waiting)
-        removals = _isolated(entry.name, partial(_remove_useless, entry, snapshot, missing, retargeted))
-        removals = removals[: entry.removals_per_cycle]
-        actions += removals
-        freed = sum(isinstance(action, Remove) for action in removals)
-        # Each removal makes room for one missing glidein. So fewer removals are necessary on the next entries.
-        for supply in waiting:
-            supply.missing, freed = max(0, supply.missing - freed), max(0, freed - supply.missing)
+        actions += _isolated(best_first[0].name, partial(supply.actions, site_headroom, snapshot), supply.template)
+    for offer in offers:
+        actions += _isolated(offer.entry.name, partial(_keep_ready, offer, snapshot, site_headroom))
+    for offer in offers:
+        actions += useless.get(offer.entry.name, [])
+        reason = "idle, and jobs that wait for another template need its place"
+        actions += [_remove(glidein, reason) for glidein in offer.removed]
     return actions
 
 
-def _supplies(snapshot: Snapshot, site: SiteFile, ranked: Ranked) -> tuple[list[Supply], list[Wait]]:
+def _offer(entry: Entry, snapshot: Snapshot, drained: Collection[str], removals: int) -> Offer:
+    """Return what an entry has for the templates in demand.
+
+    Args:
+        removals: number of useless glideins that this plan removes.
+    """
+    try:
+        of_entry = headroom.of_entry(entry, snapshot, drained)
+        if entry.name in snapshot.unavailable_entries:
+            return Offer(entry, of_entry)
+        coming = removals + sum(each.status == JobStatus.REMOVED for each in snapshot.glideins_of(entry.name)[0])
+        return Offer(entry, of_entry, coming, _removable(entry, snapshot), entry.removals_per_cycle - removals)
+    except Exception as error:
+        return Offer(entry, Headroom(0, describe_bug(error), full=False))
+
+
+def _supplies(snapshot: Snapshot, site: SiteFile, offers: list[Offer]) -> tuple[list[Supply], list[Wait]]:
     """Return what each template may get that needs more glideins, and a Wait for each that can get none."""
     owners = {owner for entry in site.entries for owner in headroom.owners(entry, snapshot)}
-    found: list[Supply | Wait] = []
+    found: list[Supply | Wait | None] = []
     for template in dict.fromkeys(demand.template for demand in snapshot.demands):
         try:
-            missing = missing_glideins(template, snapshot, owners)
-            if missing > 0:
-                found.append(supply_of(template, missing, snapshot, site, ranked))
+            found.append(supply_of(template, snapshot, site, offers, owners))
         except Exception as error:  # a bug that a template triggers must affect only this template
-            found.append(Wait(ranked[0][0].name, template, 0, describe_bug(error)))
+            found.append(Wait(offers[0].entry.name, template, 0, describe_bug(error)))
     return [each for each in found if isinstance(each, Supply)], [each for each in found if isinstance(each, Wait)]
 
 
@@ -94,13 +101,6 @@ def _isolated(entry: str, decide: Callable[[], list[Action]], template: str = ""
         return decide()
     except Exception as error:
         return [Wait(entry, template, 0, describe_bug(error))]
-
-
-def _entry_headroom(entry: Entry, snapshot: Snapshot, drained: Collection[str]) -> Headroom:
-    try:
-        return headroom.of_entry(entry, snapshot, drained)
-    except Exception as error:
-        return Headroom(0, describe_bug(error), full=False)
 
 
 def drain(snapshot: Snapshot, site: SiteFile, reason: str, entries: Collection[str] | None = None) -> list[Action]:
@@ -113,52 +113,54 @@ def drain(snapshot: Snapshot, site: SiteFile, reason: str, entries: Collection[s
     return actions
 
 
-def _keep_ready(entry: Entry, snapshot: Snapshot, entry_headroom: Headroom, site_headroom: Headroom) -> list[Action]:
+def _keep_ready(offer: Offer, snapshot: Snapshot, site: Headroom) -> list[Action]:
     """If fewer than `entry.ready` glideins of an entry are ready, return the action that submits blank ones."""
+    entry = offer.entry
     wanted = {demand.template for demand in snapshot.demands}
     unwanted = [each for each in snapshot.glideins_of(entry.name)[0] if not snapshot.templates_of(each) & wanted]
     claimed = {lane.glide_id for lane in snapshot.lanes if lane.claimed}
     missing = entry.ready - sum(each.glide_id not in claimed for each in unwanted)
-    count = min(missing, entry_headroom.left, site_headroom.left)
+    count = min(missing, offer.headroom.left, site.left)
     if count <= 0:
         return []
-    site_headroom.left -= count
+    site.left -= count
     return [Submit(entry.name, "", count, f"it keeps {entry.ready} glideins ready, without a model or idle")]
 
 
-def _remove_useless(entry: Entry, snapshot: Snapshot, unmet: int, retargeted: Collection[str]) -> list[Action]:
-    """Return the actions that remove useless glideins.
-
-    Held glideins and failing glideins are useless. A queued glidein is useless if no job wants its template. An idle
-    glidein is removed only if a new glidein needs the place. The idle glidein that retires first is removed first. All
-    remaining idle glideins stay, because an idle glidein ends by itself after the entry's idle_seconds.
-
-    Args:
-        unmet: number of new glideins that the factory would submit to this entry if the entry had room.
-        retargeted: GlideIds of the idle glideins that this plan retargets.
-    """
-    wanted = {demand.template for demand in snapshot.demands} | ({""} if entry.ready else set())
+def _useless(entry: Entry, snapshot: Snapshot) -> list[Action]:
+    """Return the actions that remove useless glideins: held and failing ones, and queued ones that no job wants."""
+    wanted = _wanted(entry, snapshot)
     claimed = {lane.glide_id for lane in snapshot.lanes if lane.claimed}
-    retires = {lane.glide_id: lane.retires for lane in snapshot.lanes}
-    mine = sorted(snapshot.glideins_of(entry.name)[0], key=lambda each: retires.get(each.glide_id, float("inf")))
-    # Some glideins are already being removed, and will soon make room. So fewer further removals are necessary.
-    unmet -= sum(glidein.status == JobStatus.REMOVED for glidein in mine)
     actions = []
-    for glidein in (glidein for glidein in mine if glidein.status != JobStatus.REMOVED):
+    for glidein in snapshot.glideins_of(entry.name)[0]:
         if glidein.status == JobStatus.HELD:
             # Keep a held glidein for a while, so that people can see it, and so that circuit breakers count it as a
             # failure. If the plan removed the glidein immediately, the plan would immediately submit a new one.
             if glidein.age > entry.breaker.backoff_seconds or glidein.template not in wanted:
                 actions.append(_remove(glidein, f"held: {glidein.hold_reason}"))
-        elif glidein.served and glidein.state == State.FAILED and glidein.glide_id not in claimed:
+        elif glidein.status != JobStatus.REMOVED and glidein.is_failing and glidein.glide_id not in claimed:
             actions.append(_remove(glidein, glidein.failure))
-        elif snapshot.templates_of(glidein) & wanted or glidein.glide_id in retargeted:
-            continue
-        elif glidein.status == JobStatus.IDLE:
+        elif glidein.status == JobStatus.IDLE and not snapshot.templates_of(glidein) & wanted:
             actions.append(_remove(glidein, "still queued, and no job wants its template any more"))
-        elif glidein.glide_id not in claimed and len(actions) < unmet:
-            actions.append(_remove(glidein, "idle, and jobs that wait for another template need its place"))
-    return actions
+    return actions[: entry.removals_per_cycle]
+
+
+def _removable(entry: Entry, snapshot: Snapshot) -> list[Glidein]:
+    """Return the idle glideins that end if a new glidein needs a place. The one that retires first is the last one.
+
+    If nothing needs a place, an idle glidein stays, and ends by itself after the entry's idle_seconds.
+    """
+    wanted = _wanted(entry, snapshot)
+    claimed = {lane.glide_id for lane in snapshot.lanes if lane.claimed}
+    retires = {lane.glide_id: lane.retires for lane in snapshot.lanes}
+    running = [each for each in snapshot.glideins_of(entry.name)[0] if each.status in _RUNNING and not each.is_failing]
+    idle = [each for each in running if each.glide_id not in claimed and not snapshot.templates_of(each) & wanted]
+    return sorted(idle, key=lambda each: retires.get(each.glide_id, float("inf")))[::-1]
+
+
+def _wanted(entry: Entry, snapshot: Snapshot) -> set[str]:
+    """Return the templates whose glideins an entry needs. Blank glideins have the template ''."""
+    return {demand.template for demand in snapshot.demands} | ({""} if entry.ready else set())
 
 
 def _remove(glidein: Glidein, reason: str) -> Action:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from glide.template import Template
-from glide.vocabulary import glide_id
+from glide.vocabulary import State, glide_id
 
 # Jobs are counted for each model. If no glidein has reported a job's model, the job counts under the name `other`.
 OTHER = "other"
@@ -59,6 +59,11 @@ class Glidein:
     def glide_id(self) -> str:
         """The GlideId that the glidein's lanes have advertised since the outer job last started."""
         return glide_id(self.entry, self.job, self.starts)
+
+    @property
+    def is_failing(self) -> bool:
+        """Whether its records fail, while other glideins serve the same template well (see glide.factory.health)."""
+        return self.served > 0 and self.state == State.FAILED
 
 
 @dataclass(frozen=True)
