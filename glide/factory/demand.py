@@ -37,7 +37,7 @@ def missing_glideins(template: str, snapshot: Snapshot, owners: Collection[str])
 def useful_glideins(template: str, snapshot: Snapshot) -> set[str]:
     """Return the GlideIds of the glideins that have a template, except those that have retired or could not load it.
 
-    A glidein that runs a job of the template counts in any case.
+    A glidein that runs a job of the template has it, even if it is about to load another one.
     """
     retiring = {lane.glide_id for lane in snapshot.lanes if lane.retires <= snapshot.now}
     existing = {glidein.glide_id for glidein in snapshot.glideins if template in snapshot.templates_of(glidein)}
