@@ -101,6 +101,9 @@ class LinkListener:
             self.identity.save()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self.server is not None and not self.server.is_serving():
+            writer.transport.abort()  # `stop` was called while the TLS handshake went on
+            return
         link: LaneLink | None = None
         try:
             link = await self._welcome(reader, writer)
@@ -161,6 +164,7 @@ class LinkListener:
             pinging.cancel()
 
     def stop(self) -> None:
+        """Accept no further connection. Those that exist stay."""
         if self.server is not None:
             self.server.close()
 
