@@ -209,9 +209,12 @@ class Soak:
             if problem := problem_of(subject, kind, samples):
                 problems.append(problem)
         sweeps = sum((loop.counts for loop in self.sweeps), Counter[str]())
-        seconds = sorted(second for loop in self.calls for second in loop.seconds)
+        seconds: dict[str, list[float]] = {}
+        for loop in self.calls:
+            seconds.setdefault(loop.model, []).extend(loop.seconds)
         experiment.data |= {
-            "sweeps": dict(sweeps), "calls": len(seconds), "faults": dict(self.counts), "problems": problems,
+            "sweeps": dict(sweeps), "calls": sum(map(len, seconds.values())),
+            "faults": dict(self.counts), "problems": problems,
             "samples": [(round(each.second), each.subject, each.kind, each.value) for each in self.samples],
             "happened": [(round(each.second), each.name) for each in self.happened],
         }  # fmt: skip
@@ -220,8 +223,12 @@ class Soak:
             f"{sweeps['sweeps']} sweeps had {sweeps['records']:,} records. Each has exactly one result."
             f" {sweeps['begun again']:,} records were begun again. After an error, the command was continued"
             f" {sweeps['continued runs']} times.",
-            f"{len(seconds):,} live calls: median {median(seconds):.2f} s, slowest {seconds[-1]:.1f} s."
-            f" In {sum(loop.retries for loop in self.calls)} answers, the server asked the client to try again.",
+            "Live calls: "
+            + "; ".join(
+                f"{len(each):,} of {model}, median {median(each):.2f} s, slowest {max(each):.1f} s"
+                for model, each in seconds.items()
+            )
+            + f". In {sum(loop.retries for loop in self.calls)} answers, the server asked the client to try again.",
             "Faults: " + ", ".join(f"{count} × {name}" for name, count in self.counts.items()) + ".",
             f"Growth is the median slope after the first {WARM_UP_SECONDS / 60:g} minutes, in percent of the mean per"
             f" hour. The limit is {LIMIT:g} % for glide's own processes. Old logs and files are deleted, so they have"
