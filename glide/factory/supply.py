@@ -62,6 +62,7 @@ class Room:
     retargets: list[Glidein] = field(default_factory=list)
 
     def tightest(self, site: Headroom) -> Headroom:
+        """Return the limit that allows the fewest new glideins now."""
         return min((self.of_template, self.offer.headroom, site), key=lambda each: each.left)
 
 
