@@ -131,8 +131,7 @@ def _here(row: dict[str, Any]) -> tuple[str, str]:
     """Return the number that was measured here, in bold if it misses its goal, and the goal."""
     here = Measurement(tuple(row["here"]), row["unit"]) if row["here"] else None
     compared = Comparison(**{**row, "here": here})
-    goal = compared.paper if compared.goal is None else compared.goal
-    meant = f"{GOALS[compared.better]} {number(goal, compared.unit)}" if compared.better else ""
+    meant = f"{GOALS[compared.better]} {number(compared.aim, compared.unit)}" if compared.better else ""
     return (str(here) if compared.met else f"**{here}**") if here else "", meant
 
 

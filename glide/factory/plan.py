@@ -52,7 +52,7 @@ def plan(snapshot: Snapshot, site: SiteFile, drained: Collection[str] = ()) -> l
     useless = {entry.name: _isolated(entry.name, partial(_useless, entry, snapshot)) for entry in available}
     # If entries are equally useful, they keep the order of the site file.
     best_first = sorted(site.entries, key=lambda entry: -headroom.usefulness(entry, snapshot))
-    offers = [_offer(entry, snapshot, drained, len(useless.get(entry.name, []))) for entry in best_first]
+    offers = [_offer(entry, snapshot, drained, useless.get(entry.name, [])) for entry in best_first]
     supplies, waits = _supplies(snapshot, site, offers)
     share(supplies, site_headroom)
     actions += waits
@@ -67,12 +67,13 @@ def plan(snapshot: Snapshot, site: SiteFile, drained: Collection[str] = ()) -> l
     return actions
 
 
-def _offer(entry: Entry, snapshot: Snapshot, drained: Collection[str], removals: int) -> Offer:
+def _offer(entry: Entry, snapshot: Snapshot, drained: Collection[str], useless: Collection[Action]) -> Offer:
     """Return what an entry has for the templates in demand.
 
     Args:
-        removals: number of useless glideins that this plan removes.
+        useless: the actions that remove the entry's useless glideins.
     """
+    removals = sum(isinstance(action, Remove) for action in useless)
     try:
         of_entry = headroom.of_entry(entry, snapshot, drained)
         if entry.name in snapshot.unavailable_entries:
@@ -116,10 +117,9 @@ def drain(snapshot: Snapshot, site: SiteFile, reason: str, entries: Collection[s
 def _keep_ready(offer: Offer, snapshot: Snapshot, site: Headroom) -> list[Action]:
     """If fewer than `entry.ready` glideins of an entry are ready, return the action that submits blank ones."""
     entry = offer.entry
-    wanted = {demand.template for demand in snapshot.demands}
-    unwanted = [each for each in snapshot.glideins_of(entry.name)[0] if not snapshot.templates_of(each) & wanted]
-    claimed = {lane.glide_id for lane in snapshot.lanes if lane.claimed}
-    missing = entry.ready - sum(each.glide_id not in claimed for each in unwanted)
+    mine = snapshot.glideins_of(entry.name)[0]
+    unwanted = [each for each in mine if not snapshot.templates_of(each) & snapshot.wanted]
+    missing = entry.ready - sum(each.glide_id not in snapshot.claimed for each in unwanted)
     count = min(missing, offer.headroom.left, site.left)
     if count <= 0:
         return []
@@ -130,7 +130,6 @@ def _keep_ready(offer: Offer, snapshot: Snapshot, site: Headroom) -> list[Action
 def _useless(entry: Entry, snapshot: Snapshot) -> list[Action]:
     """Return the actions that remove useless glideins: held and failing ones, and queued ones that no job wants."""
     wanted = _wanted(entry, snapshot)
-    claimed = {lane.glide_id for lane in snapshot.lanes if lane.claimed}
     actions = []
     for glidein in snapshot.glideins_of(entry.name)[0]:
         if glidein.status == JobStatus.HELD:
@@ -138,7 +137,7 @@ def _useless(entry: Entry, snapshot: Snapshot) -> list[Action]:
             # failure. If the plan removed the glidein immediately, the plan would immediately submit a new one.
             if glidein.age > entry.breaker.backoff_seconds or glidein.template not in wanted:
                 actions.append(_remove(glidein, f"held: {glidein.hold_reason}"))
-        elif glidein.status != JobStatus.REMOVED and glidein.is_failing and glidein.glide_id not in claimed:
+        elif glidein.status != JobStatus.REMOVED and glidein.is_failing and glidein.glide_id not in snapshot.claimed:
             actions.append(_remove(glidein, glidein.failure))
         elif glidein.status == JobStatus.IDLE and not snapshot.templates_of(glidein) & wanted:
             actions.append(_remove(glidein, "still queued, and no job wants its template any more"))
@@ -151,16 +150,17 @@ def _removable(entry: Entry, snapshot: Snapshot) -> list[Glidein]:
     If nothing needs a place, an idle glidein stays, and ends by itself after the entry's idle_seconds.
     """
     wanted = _wanted(entry, snapshot)
-    claimed = {lane.glide_id for lane in snapshot.lanes if lane.claimed}
     retires = {lane.glide_id: lane.retires for lane in snapshot.lanes}
     running = [each for each in snapshot.glideins_of(entry.name)[0] if each.status in _RUNNING and not each.is_failing]
-    idle = [each for each in running if each.glide_id not in claimed and not snapshot.templates_of(each) & wanted]
+    idle = [
+        each for each in running if each.glide_id not in snapshot.claimed and not snapshot.templates_of(each) & wanted
+    ]
     return sorted(idle, key=lambda each: retires.get(each.glide_id, float("inf")))[::-1]
 
 
 def _wanted(entry: Entry, snapshot: Snapshot) -> set[str]:
     """Return the templates whose glideins an entry needs. Blank glideins have the template ''."""
-    return {demand.template for demand in snapshot.demands} | ({""} if entry.ready else set())
+    return {*snapshot.wanted, ""} if entry.ready else set(snapshot.wanted)
 
 
 def _remove(glidein: Glidein, reason: str) -> Action:

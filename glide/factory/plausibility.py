@@ -49,7 +49,7 @@ def reject_implausible(
     advertised = {lane.glide_id for lane in snapshot.lanes}
     # Consider only glideins that had a job. The ads of an idle glidein may disappear some seconds before its outer job
     # ends, which is no error.
-    working = {lane.glide_id for lane in before.lanes if lane.claimed} & running if before and left > 0 else set()
+    working = before.claimed & running if before and left > 0 else set()
     sources: tuple[str, ...] = ()
     if working and not working & advertised:
         sources = (f"the collector has forgotten all {len(working)} working glideins; {accepted}",)

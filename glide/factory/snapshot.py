@@ -214,6 +214,16 @@ class Snapshot:
         return found
 
     @cached_property
+    def wanted(self) -> frozenset[str]:
+        """The templates that jobs want."""
+        return frozenset(demand.template for demand in self.demands)
+
+    @cached_property
+    def claimed(self) -> frozenset[str]:
+        """The GlideIds of the glideins with a lane that is claimed."""
+        return frozenset(lane.glide_id for lane in self.lanes if lane.claimed)
+
+    @cached_property
     def models(self) -> dict[str, str]:
         """For each template, the model name that glideins report. Names from users' jobs are not trusted."""
         # Ads may have different model names for one template. A name from a lane's ad replaces a name from a job's ad.

@@ -231,12 +231,11 @@ def _idle_glideins(entry: Entry, template: str, snapshot: Snapshot) -> list[Glid
         return []
     if any(each.template == template and each.hold_reason for each in snapshot.retargets):
         return []  # a sticky job has failed: submit new glideins, whose logs show why the template fails
-    wanted = {demand.template for demand in snapshot.demands}
     best_effort = all(demand.best_effort for demand in snapshot.demands if demand.template == template)
     described = snapshot.description(template)
     lanes = snapshot.lanes_of
     running = [each for each in snapshot.glideins_of(entry.name)[0] if each.status == JobStatus.RUNNING]
-    unwanted = [each for each in running if not snapshot.templates_of(each) & wanted and not each.is_failing]
+    unwanted = [each for each in running if not snapshot.templates_of(each) & snapshot.wanted and not each.is_failing]
     unwanted = [each for each in unwanted if not best_effort or snapshot.templates_of(each) == {""}]
     idle = [each for each in unwanted if is_idle(lanes.get(each.glide_id, []), snapshot.now, described)]
     trees = [Tree.of(file_set) for file_set in described.file_sets] if described and idle else []

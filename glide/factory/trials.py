@@ -66,7 +66,7 @@ def trial_limit(entry: Entry, template: str, snapshot: Snapshot, site_limit: int
     if not (_works_otherwise(entry, template, snapshot) and _files_are_verified(described, entry, snapshot)):
         return usual
     places = entry.max_glideins if site_limit is None else min(entry.max_glideins, site_limit)
-    share = places // len({demand.template for demand in snapshot.demands})
+    share = places // len(snapshot.wanted)
     most = min(TRIAL_FACTOR * usual.most, share)
     if most <= usual.most:
         return usual

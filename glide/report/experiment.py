@@ -80,12 +80,16 @@ class Comparison:
     goal: float | None = None
 
     @property
+    def aim(self) -> float | None:
+        """The goal as a number: `goal`, or else the paper's number."""
+        return self.paper if self.goal is None else self.goal
+
+    @property
     def met(self) -> bool:
         """Whether the median of `here` meets the goal. Without a goal or a measurement, nothing is missed."""
-        goal = self.paper if self.goal is None else self.goal
-        if self.here is None or goal is None or not self.better:
+        if self.here is None or self.aim is None or not self.better:
             return True
-        return self.here.median >= goal if self.better == "more" else self.here.median <= goal
+        return self.here.median >= self.aim if self.better == "more" else self.here.median <= self.aim
 
 
 @dataclass
