@@ -162,14 +162,14 @@ def test_doctor_reports_site_file_entries_that_cannot_work(clinic, tmp_path):
         entry("gpus", request={"gpus": 1, "memory": 600}),
         entry("large", request={"memory": 10_000_000}),
         entry("lacking", environment=str(tmp_path / "env.tar.gz")),
-        entry("slow", knobs={"CLAIM_WORKLIFE": "1200"}),
+        entry("slow", knobs={"CLAIM_WORKLIFE": "60"}),
     )
     with clinic.site(*entries):
         clinic.finds(
             ("nodes", "critical", "gpus asks for gpus: 1", "feature:GPUs"),
             ("nodes", "critical", "large asks for memory: 10000000 MB", "memory: "),
             ("site files", "critical", f"{tmp_path}/env.tar.gz does not exist", "create it"),
-            ("glidein knobs", "warning", "CLAIM_WORKLIFE = 1200", "remove CLAIM_WORKLIFE"),
+            ("glidein knobs", "warning", "CLAIM_WORKLIFE = 60", "remove CLAIM_WORKLIFE"),
         )
     with clinic.site({**entry("ward"), "colour": "red"}):
         clinic.finds(("site files", "critical", "clinic.yaml:2: entries.0.colour: unknown key", "correct"))

@@ -119,6 +119,7 @@ def test_doctor_reports_nothing_if_values_are_within_limits():
         *(({"negotiator": Configuration(QUICK | {name: QUICK[name] + 1})}, f"matching warning {name} = ")
           for name in ("NEGOTIATOR_INTERVAL", "NEGOTIATOR_CYCLE_DELAY", "NEGOTIATOR_MIN_INTERVAL")),
         ({"negotiator": Configuration(QUICK | {"NEGOTIATOR_UPDATE_INTERVAL": 60})}, "takes the negotiator for dead"),
+        ({"negotiator": Configuration(QUICK | {"NEGOTIATOR_CONSIDER_PREEMPTION": False})}, "live calls wait until"),
         ({"negotiator": Configuration(QUICK | {"NEGOTIATOR_INTERVAL": 60}, from_daemon=False)},
          "does not report its own"),
         *(({"schedd": Configuration(STARTING | {name: STARTING[name] + 1})}, f"queue warning {name} = ")
@@ -183,7 +184,7 @@ def test_doctor_reports_nothing_if_values_are_within_limits():
         ({"sites": (Site("s.yaml", QueueView(site()), cycle_age=31.0),)}, "has not completed a cycle for 31 s"),
         ({"sites": (Site("s.yaml", QueueView(site(), running=False)),)}, "factories warning no factory runs for s"),
         ({"sites": (Site("s.yaml", QueueView(site()), troubles=("refused",)),)}, "did not act: refused"),
-        ({"sites": (Site("s.yaml", QueueView(site(knobs={"CLAIM_WORKLIFE": "1200"}))),)}, "glidein knobs warning"),
+        ({"sites": (Site("s.yaml", QueueView(site(knobs={"CLAIM_WORKLIFE": "599"}))),)}, "glidein knobs warning"),
         ({"snapshot": Snapshot((replace(RUNNING, status=JobStatus.HELD, hold_reason="why"),))}, "is held: why"),
         ({"snapshot": Snapshot((RUNNING,), (Lane("here-1.0", "here", "T", "m", State.FAILED, False, "why"),))},
          "glideins warning m could not be loaded on here-1.0: why"),

@@ -13,8 +13,7 @@ KNOBS: dict[str, dict[str, str]] = {
         "SCHEDD_INTERVAL": "1",
         "SCHEDD_MIN_INTERVAL": "0",
     },
-    "A claim serves job after job: a new match has no advantage for sticky state": {
-        "CLAIM_WORKLIFE": "-1",
+    "A job starts and ends without pauses": {
         # After the transfer of the input files, the starter asks the shadow for the next step. The shadow may not have
         # noticed the end of the transfer yet. In this case, the shadow tells the starter to ask again after 5 s. This
         # delays most jobs with several input files, and some other jobs. The following parameter prevents the delay.
@@ -114,7 +113,7 @@ PROTECTED: dict[str, tuple[str, ...]] = {
     ),
     "What glide reads of a job": (
         Job.TEMPLATE, Job.MODEL, Job.ENTRY, Job.SPEC, Job.STICKY, Job.BRINGS, Job.LANE, Job.RUN, Job.PART,
-        Job.RECORDS, Job.LEFT, Job.WANTED, Job.BEST_EFFORT,
+        Job.RECORDS, Job.LEFT, Job.WANTED, Job.BEST_EFFORT, Job.STANDING,
     ),
 }  # fmt: skip
 # If an attribute in VITAL is not protected, a node can access any file of the user, or run any code as the user.

@@ -59,7 +59,8 @@ QUEUE = (
     ),
     Knob("SCHEDD_MIN_INTERVAL", 5, 2, "new jobs are announced up to {value} s late", "0"),
 )
-NEGOTIATOR = (*(knob.name for knob in MATCHING), "NEGOTIATOR_UPDATE_INTERVAL", "CLASSAD_LIFETIME")
+PREEMPTION = "NEGOTIATOR_CONSIDER_PREEMPTION"
+NEGOTIATOR = (*(knob.name for knob in MATCHING), "NEGOTIATOR_UPDATE_INTERVAL", "CLASSAD_LIFETIME", PREEMPTION)
 SCHEDD = (
     *(knob.name for knob in QUEUE), "JOB_START_COUNT", "JOB_START_DELAY", "MAX_JOBS_RUNNING", "MAX_JOBS_PER_OWNER",
     "MAX_JOBS_SUBMITTED", "MAX_JOBS_PER_SUBMISSION", "MAX_PENDING_STARTD_CONTACTS",
@@ -76,7 +77,7 @@ LIMITED = ("LimitDirectoryAccess", "Iwd", "TransferInput")
 # dict from the name of such a setting to a pair. The pair consists of a function that returns whether a value is
 # harmful, and a text that describes the harm.
 GLIDEIN: dict[str, tuple[Callable[[str], bool], str]] = {
-    "CLAIM_WORKLIFE": (lambda value: float(value) >= 0, "after this number of seconds, each job waits for a new match"),
+    "CLAIM_WORKLIFE": (lambda value: 0 <= float(value) < 600, "each lane waits for a new match after these seconds"),
     "USE_PROCD": (lambda value: value.lower() == "false", "lanes start half as many jobs per second"),
     "UPDATE_INTERVAL": (lambda value: float(value) > 60, "the collector gets lanes' ads this number of seconds late"),
     "GLIDE_RUNS": (
@@ -97,6 +98,11 @@ def matching(facts: Facts) -> Iterator[Finding]:
             f"NEGOTIATOR_UPDATE_INTERVAL = {every} with CLASSAD_LIFETIME = {lifetime}: the collector takes the"
             " negotiator for dead most of the time",
             _write("NEGOTIATOR_UPDATE_INTERVAL", str(int(lifetime // 4)), "central manager"),
+        )
+    if values.get(PREEMPTION, True) is False:
+        yield warning(
+            f"{PREEMPTION} = False: live calls wait until a sweep's user has no more jobs for a lane of their model",
+            _write(PREEMPTION, "True", "central manager"),
         )
 
 
