@@ -16,7 +16,7 @@ from glide.report.experiment import Comparison, Experiment, Measurement, argumen
         (12.34, "×", "12.3×"),
         (3.456, "s", "3.46 s"),
         (0.01234, "", "0.012"),
-        (0, "%", "0.000%"),
+        (0, "%", "0%"),
     ],
 )
 def test_experiment_numbers_have_three_significant_digits(value, unit, told):

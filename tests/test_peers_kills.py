@@ -68,5 +68,12 @@ def test_page_says_if_another_system_begins_fewer_prompts_again(kills):
         {"system": name, "kills": 2, "done": 10, "again": again, "seconds": 9.0, "digest": "x"}
         for name, again in (("glide", 6), ("Dask", 4), ("glide, vLLM", 3), ("vLLM run-batch", 8))
     ]
-    (note,) = [note for note in kills.account(runs, 10, 0.0).notes if "fewest" in note]
+    experiment = kills.account(runs, 10, 0.0)
+    (note,) = [note for note in experiment.notes if "fewest" in note]
     assert note.startswith("'glide' loses no prompt") and "3.00 per kill, and 'Dask' 2.00" in note
+    numbers = [(each.what, each.here.median, each.met) for each in experiment.compared]
+    fewest = "prompts begun again per kill, glide over the fewest of the others"
+    assert numbers == [
+        ("prompts lost, glide", 0, True), (fewest, 1.5, False),
+        ("prompts lost, glide, all on vLLM", 0, True), (f"{fewest}, all on vLLM", 0.375, True),
+    ]  # fmt: skip

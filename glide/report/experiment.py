@@ -187,7 +187,7 @@ def writable(text: str) -> Path:
 
 def number(value: float, unit: str = "") -> str:
     """Return a number as text with about three significant digits, followed by the unit."""
-    digits = 0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2 if abs(value) >= 1 else 3
+    digits = 0 if value == 0 or abs(value) >= 100 else 1 if abs(value) >= 10 else 2 if abs(value) >= 1 else 3
     space = "" if unit in ("×", "%", "") else " "
     return f"{value:,.{digits}f}{space}{unit}"
 
