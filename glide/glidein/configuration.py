@@ -31,9 +31,6 @@ TICKET_REQUIREMENTS = " && ".join((
     *(f'(TARGET.Transfer{name} =!= false || TARGET.{name} == "/dev/null")' for name in ("Out", "Err")),
     *(f"TARGET.{name} =?= undefined" for name in FORBIDDEN_ATTRIBUTES),
 ))  # fmt: skip
-# A job that has run for this number of seconds ends at once if live calls need its lane. `glide serve` answers a call
-# that gets no lane within 20 seconds with the status 503.
-RETIREMENT_SECONDS = 15
 # With these HTCondor settings, lanes accept jobs with any program, not only with the ticket. All users in the entry's
 # `owners` can then run any program under the glidein's account.
 ANY_PROGRAM = {"GLIDE_RUNS": "True", "STARTER_JOB_HOOK_KEYWORD": ""}
@@ -245,11 +242,10 @@ def _lanes(settings: GlideinSettings, node: GlideinNode) -> dict[str, str]:
         "STARTER_JOB_HOOK_KEYWORD": "GLIDE", "GLIDE_HOOK_PREPARE_JOB_BEFORE_TRANSFER": str(node.prepare_hook),
         "STARTER_ALLOW_JOB_PRE_AND_POST_CMD": "False", "ENABLE_SSH_TO_JOB": "False",
         "SUSPEND": "False", "PREEMPT": "False", "KILL": "False",
-        # Live calls come before batches. If no lane is free, HTCondor gives a lane with another job to a standing job.
-        # The other job may finish within its retirement time, which counts from its start. If it is evicted, only the
-        # records that the engine computes at this moment are lost.
-        "RANK": f"ifThenElse(TARGET.{Job.STANDING} =?= true, 1.0, 0.0)",
-        "MAXJOBRETIREMENTTIME": str(RETIREMENT_SECONDS),
+        # Live calls come before batches. If no lane is free, HTCondor evicts another job for a standing job. Only the
+        # records that the engine computes at this moment are lost, and computed again later. With a retirement time,
+        # the negotiator would not consider the lane until this time is over.
+        "RANK": f"ifThenElse(TARGET.{Job.STANDING} =?= true, 1.0, 0.0)", "MAXJOBRETIREMENTTIME": "0",
         "STARTER_JOB_ENVIRONMENT": environment(variables),
         "STARTER_UPDATE_INTERVAL": "60", "RUNBENCHMARKS": "False",
         # HTCondor reads the node's process table only every 300 seconds. Reading the table takes long on a node with
@@ -278,7 +274,6 @@ def _lifetime(settings: GlideinSettings) -> dict[str, str]:
         # If a node vanishes, its ads expire after one minute instead of fifteen minutes.
         "UPDATE_INTERVAL": "15", "MASTER_UPDATE_INTERVAL": "15", "CLASSAD_LIFETIME": "60",
         "TCP_KEEPALIVE_INTERVAL": "10", "MachineMaxVacateTime": "5", "KILLING_TIMEOUT": "5",
-        # If a glidein is removed, its jobs may finish within SHUTDOWN_GRACEFUL_TIMEOUT.
-        "SHUTDOWN_FAST_TIMEOUT": "5", "SHUTDOWN_GRACEFUL_TIMEOUT": "2",
+        "SHUTDOWN_FAST_TIMEOUT": "5", "SHUTDOWN_GRACEFUL_TIMEOUT": "5",
         "MASTER_CHECK_NEW_EXEC_INTERVAL": "86400", "PREEN": "", "MAX_DEFAULT_LOG": "5 Mb",
     }  # fmt: skip
