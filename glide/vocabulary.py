@@ -77,9 +77,8 @@ class Job:
     TIMED = "GlideTimed"  # true if the model server must write the job's arrival time and end time to the error output
     EARLY = "GlideEarly"  # true if the job may start on a lane before the lane is Warm; it waits on the lane
     KEEP = "GlideKeep"  # number of records, from the start of the input, that a running job keeps; it gives back others
-    STANDING = (
-        "GlideStanding"  # true if this is a standing job of `glide serve`: it serves live calls until it is ended
-    )
+    STANDING = "GlideStanding"  # true if this is a standing job, which serves live calls until it is ended
+    PRECEDES = "GlidePrecedes"  # true if a lane may evict another job for this standing job
     STREAM = "GlideStreamSeconds"  # seconds between two transfers of results to the access point; 1 if absent
     FOLDER = "GlideFolder"  # folder that contained the job file when the user ran `glide submit`
     INITIAL_DIR = "GlideInitialDir"  # the job's initialdir, before `glide gather` changes it

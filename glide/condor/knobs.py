@@ -113,7 +113,7 @@ PROTECTED: dict[str, tuple[str, ...]] = {
     ),
     "What glide reads of a job": (
         Job.TEMPLATE, Job.MODEL, Job.ENTRY, Job.SPEC, Job.STICKY, Job.BRINGS, Job.LANE, Job.RUN, Job.PART,
-        Job.RECORDS, Job.LEFT, Job.WANTED, Job.BEST_EFFORT, Job.STANDING,
+        Job.RECORDS, Job.LEFT, Job.WANTED, Job.BEST_EFFORT, Job.STANDING, Job.PRECEDES,
     ),
 }  # fmt: skip
 # If an attribute in VITAL is not protected, a node can access any file of the user, or run any code as the user.

@@ -16,10 +16,18 @@ from glide.condor.job_folders import job_folders
 from glide.errors import CondorError
 from glide.invoke.files import PART, delete_folder
 from glide.invoke.requirements import REQUIREMENTS, WARM_FIRST
+from glide.live.plan import RETIRES_SECONDS
 from glide.protocol.ads import LaneAd, RunAd, attributes, from_ad
 from glide.system import publish
 from glide.template import Template
-from glide.vocabulary import Job, JobStatus, Machine
+from glide.vocabulary import Job, JobStatus, Machine, State
+
+# A claimed lane that is not warm may have a job that changes its model. A standing job must not evict this job. A lane
+# that retires soon would be given back at once.
+SERVING = (
+    f'{REQUIREMENTS} && (TARGET.{Machine.STATE} =?= "{State.WARM}" || TARGET.State =!= "Claimed")'
+    f" && (time() + {2 * RETIRES_SECONDS:g} < TARGET.{Machine.RETIRES}) =!= false"
+)
 
 
 @dataclass(frozen=True)
@@ -57,6 +65,8 @@ class PoolState:
 class StandingJobs:
     """The standing jobs of one server of live calls.
 
+    They wait until a lane is free, like other jobs. Those of a subclass with `precede` can get a lane from another job.
+
     Args:
         run: value of the jobs' attribute GlideRun.
         folder: folder for the folders of jobs, if the access point offers none (glide.condor.job_folders).
@@ -67,6 +77,8 @@ class StandingJobs:
     Raises:
         CondorError: HTCondor does not answer.
     """
+
+    precede = False
 
     def __init__(self, run: str, folder: Path):
         self.run = run
@@ -101,10 +113,11 @@ class StandingJobs:
         macros = {
             "digest": template.digest, "model": template.model, "initialdir": f"{self.folder}/$(job)",
             "folder": "/dev/null" if self.spool else f"{self.folder}/$(job)",
-            "requirements": REQUIREMENTS + (f" && !member(TARGET.{Machine.ID}, {{{avoided}}})" if avoid else ""),
+            "requirements": SERVING + (f" && !member(TARGET.{Machine.ID}, {{{avoided}}})" if avoid else ""),
             "rank": WARM_FIRST, "batch_name": self.run,
             f"My.{Job.RUN}": quoted(self.run), f"My.{Job.PART}": '"$(job)"', f"My.{Job.WANTED}": str(most),
             f"My.{Job.RECORDS}": "0", f"My.{Job.SPEC}": job_file_value(template.to_json().replace("$", "\\u0024")),
+            f"My.{Job.PRECEDES}": str(self.precede),
         }  # fmt: skip
         description = resources.find("submit_templates", "standing.sub").read_text("utf-8").rsplit("\nqueue", 1)[0]
         items = [{"job": name} for name in invitations]

@@ -10,7 +10,9 @@ from glide.vocabulary import Job, JobStatus
 
 
 class ServeJobs(StandingJobs):
-    """The jobs of one `glide serve`."""
+    """The jobs of one `glide serve`. Its live calls come before batches."""
+
+    precede = True
 
     def drivers(self, sources: Collection[str]) -> dict[str, tuple[str, str]]:
         """Return the drivers of sweeps in the queue: the job's number and why it is held, by path of the sweep file.
