@@ -101,7 +101,7 @@ def matching(facts: Facts) -> Iterator[Finding]:
         )
     if values.get(PREEMPTION, True) is False:
         yield warning(
-            f"{PREEMPTION} = False: live calls wait until a sweep's user has no more jobs for a lane of their model",
+            f"{PREEMPTION} = False: live calls wait until a lane of their model is free",
             _write(PREEMPTION, "True", "central manager"),
         )
 
