@@ -77,3 +77,17 @@ def test_page_says_if_another_system_begins_fewer_prompts_again(kills):
         ("prompts lost, glide", 0, True), (fewest, 1.5, False),
         ("prompts lost, glide, all on vLLM", 0, True), (f"{fewest}, all on vLLM", 0.375, True),
     ]  # fmt: skip
+
+
+def test_page_says_if_a_system_was_never_killed(kills):
+    runs = [{"system": "Dask", "kills": 0, "done": 10, "again": 0, "seconds": 9.0, "digest": "x"}]
+    notes = kills.account(runs, 10, 0.0).notes
+    assert notes[0] == (
+        "**Never killed, because all prompts were done before: 'Dask'.** Run it again with more --records."
+    )
+
+
+def test_more_prompts_than_the_sweep_has_are_written(kills, tmp_path: Path):
+    kills.write_records(tmp_path / "records.jsonl", 12_002)
+    lines = (tmp_path / "records.jsonl").read_text("utf-8").splitlines()
+    assert len(lines) == 12_002 and lines[12_000:] == lines[:2]

@@ -145,6 +145,11 @@ def account(runs: Sequence[dict[str, Any]], records: int, began: float) -> Exper
         per_kill = number(each["again"] / each["kills"]) if each["kills"] else "–"
         counts = each["kills"], each["done"], each["again"], per_kill, lost, number(each["seconds"], "s")
         experiment.rows.append((each["system"], *counts, means))
+    if quick := [each["system"] for each in runs if not each["kills"] and "problem" not in each]:
+        experiment.notes.append(
+            f"**Never killed, because all prompts were done before: {', '.join(map(repr, quick))}.** Run it again with"
+            " more --records."
+        )
     for names, engine in ((TRANSFORMERS, ""), (ON_VLLM, ", all on vLLM")):
         per_kill = {each["system"]: each["again"] / each["kills"] for each in runs
                     if each["system"] in names and each.get("again") is not None and each["kills"]}  # fmt: skip

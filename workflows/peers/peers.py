@@ -12,7 +12,7 @@ import sysconfig
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import islice
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -168,8 +168,8 @@ def measure(
 
 
 def write_records(path: Path, count: int) -> None:
-    """Write the first `count` prompts of the sweep promptverify, in the order of the sweep."""
+    """Write `count` prompts of the sweep promptverify, in the order of the sweep. After the last, begin again."""
     sweep = yaml.safe_load((PROMPTVERIFY / "sweep.yaml").read_text("utf-8"))
     claims = [json.loads(line) for line in (PROMPTVERIFY / sweep["records"]).read_text("utf-8").splitlines()]
     prompts = (prompt.format(**claim) for prompt in sweep["prompts"].values() for claim in claims)
-    path.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in islice(prompts, count)), "utf-8")
+    path.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in islice(cycle(prompts), count)), "utf-8")
