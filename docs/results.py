@@ -47,8 +47,8 @@ REASONS = (
      " cores, a launch takes 9 s."),
     ("kills", "prompts begun again per kill",
      "When a worker is killed, all prompts in its engine are begun again. Under glide, engines compute more prompts at"
-     " a time: 96 in the transformers engine, where plain transformers compute batches of 32, and up to 256 in vLLM,"
-     " which has 128 by default."),
+     " a time: 80 to 96 in the transformers engine, where plain transformers compute batches of 32, and up to 256 in"
+     " vLLM, which has 128 by default. The lower ratio is from a short run of glide and Dask alone."),
     ("rt", "communication over",
      "The server itself works for 0.6 to 1.8 ms on one request, and communication takes 0.3 to 0.8 ms. The latency"
      " between the paper's nodes, 0.06 ms each way, would not change this; in the paper, the server's work is"
