@@ -242,8 +242,8 @@ def _lanes(settings: GlideinSettings, node: GlideinNode) -> dict[str, str]:
         "STARTER_JOB_HOOK_KEYWORD": "GLIDE", "GLIDE_HOOK_PREPARE_JOB_BEFORE_TRANSFER": str(node.prepare_hook),
         "STARTER_ALLOW_JOB_PRE_AND_POST_CMD": "False", "ENABLE_SSH_TO_JOB": "False",
         "SUSPEND": "False", "PREEMPT": "False", "KILL": "False",
-        # Live calls come before batches: if no lane is free, HTCondor evicts another job for a standing job. With a
-        # retirement time, the negotiator would not consider the lane until this time is over.
+        # Live calls come before batches: if no lane is free, HTCondor evicts another job for one with this attribute.
+        # With a retirement time, the negotiator would not consider the lane until this time is over.
         "RANK": f"ifThenElse(TARGET.{Job.PRECEDES} =?= true, 1.0, 0.0)", "MAXJOBRETIREMENTTIME": "0",
         "STARTER_JOB_ENVIRONMENT": environment(variables),
         "STARTER_UPDATE_INTERVAL": "60", "RUNBENCHMARKS": "False",

@@ -142,7 +142,7 @@ def account(runs: Sequence[dict[str, Any]], records: int, began: float) -> Exper
         if "problem" in each:
             experiment.rows.append((each["system"], each["kills"], 0, "–", "–", lost, "–", means))
             continue
-        per_kill = number(each["again"] / each["kills"]) if each["kills"] else "–"
+        per_kill = number(_per_kill(each)) if each["kills"] else "–"
         counts = each["kills"], each["done"], each["again"], per_kill, lost, number(each["seconds"], "s")
         experiment.rows.append((each["system"], *counts, means))
     if quick := [each["system"] for each in runs if not each["kills"] and "problem" not in each]:
@@ -150,26 +150,8 @@ def account(runs: Sequence[dict[str, Any]], records: int, began: float) -> Exper
             f"**Never killed, because all prompts were done before: {', '.join(map(repr, quick))}.** Run it again with"
             " more --records."
         )
-    for names, engine in ((TRANSFORMERS, ""), (ON_VLLM, ", all on vLLM")):
-        per_kill = {each["system"]: each["again"] / each["kills"] for each in runs
-                    if each["system"] in names and each.get("again") is not None and each["kills"]}  # fmt: skip
-        ours = names[0]
-        fewest = min(per_kill.keys() - {ours}, key=lambda name: (per_kill[name], name), default="")
-        experiment.compared += [
-            _number(f"prompts lost, glide{engine}", records - each["done"], 0.0)
-            for each in runs
-            if each["system"] == ours
-        ]
-        if ours not in per_kill or not fewest:
-            continue
-        if per_kill[fewest]:
-            what = f"prompts begun again per kill, glide over the fewest of the others{engine}"
-            experiment.compared.append(_number(what, per_kill[ours] / per_kill[fewest], 1.0, "×"))
-        if per_kill[ours] > per_kill[fewest]:
-            experiment.notes.append(
-                f"{ours!r} loses no prompt, but does not begin the fewest again: {number(per_kill[ours])} per kill,"
-                f" and {fewest!r} {number(per_kill[fewest])}. Its engine computes more prompts at a time."
-            )
+    compare(experiment, [each for each in runs if each["system"] in TRANSFORMERS], records)
+    compare(experiment, [each for each in runs if each["system"] in ON_VLLM], records, ", all on vLLM")
     experiment.notes += [
         f"{WORKERS} workers of one core compute {records:,} prompts with {TOKENS} new tokens each. A task of the"
         f" other systems has {TASK} prompts. glide chooses the size of its jobs, and its jobs stream their results.",
@@ -188,6 +170,35 @@ def account(runs: Sequence[dict[str, Any]], records: int, began: float) -> Exper
     return experiment
 
 
+def compare(experiment: Experiment, runs: Sequence[dict[str, Any]], records: int, engine: str = "") -> None:
+    """Add glide's numbers, and a note if another system with the same engine begins fewer prompts again.
+
+    Args:
+        runs: the runs of the systems that are compared. If glide is among them, it is the first.
+        engine: end of the phrases that describe the numbers.
+    """
+    if not runs or not runs[0]["system"].startswith(GLIDE.name):
+        return
+    ours, *others = runs
+    experiment.compared.append(_number(f"prompts lost, glide{engine}", records - ours["done"], 0.0))
+    measured = [each for each in others if each["kills"] and "again" in each]
+    if not measured or not ours["kills"] or "again" not in ours:
+        return
+    best = min(measured, key=_per_kill)
+    if _per_kill(best):
+        what = f"prompts begun again per kill, glide over the fewest of the others{engine}"
+        experiment.compared.append(_number(what, _per_kill(ours) / _per_kill(best), 1.0, "×"))
+    if _per_kill(ours) > _per_kill(best):
+        experiment.notes.append(
+            f"{ours['system']!r} loses no prompt, but does not begin the fewest again: {number(_per_kill(ours))} per"
+            f" kill, and {best['system']!r} {number(_per_kill(best))}. Its engine computes more prompts at a time."
+        )
+
+
+def _per_kill(run: dict[str, Any]) -> float:
+    return run["again"] / run["kills"]
+
+
 def _number(what: str, value: float, goal: float, unit: str = "") -> Comparison:
     """Return a number that should be at most the goal. No paper gives it."""
     return Comparison(what, None, unit, Measurement((value,), unit), better="less", goal=goal)
@@ -198,7 +209,7 @@ def drawn(runs: Sequence[dict[str, Any]]) -> Figure:
     shown = [each for each in runs if each.get("kills") and "again" in each]
     figure = Figure(figsize=(WIDTH, 1.1 + 0.4 * len(shown)))
     axes = figure.subplots()
-    bars = axes.barh([each["system"] for each in shown], [each["again"] / each["kills"] for each in shown], 0.6,
+    bars = axes.barh([each["system"] for each in shown], [_per_kill(each) for each in shown], 0.6,
                      color=BLUE, edgecolor=INK, linewidth=0.5)  # fmt: skip
     axes.bar_label(bars, fmt="%.0f", padding=3)
     axes.invert_yaxis()
